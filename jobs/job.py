@@ -1,0 +1,133 @@
+"""A job: its states and the table of legal moves, what it used, cost and made. Pure data; knows no Redis."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs.request import ImageRequest, Notice
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def new_job_id() -> str:
+    """A fresh id: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can happen to the job any more."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELED}),
+    # back to queued only when a lease ends: the worker died, froze, or drained
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELED: frozenset(),
+}
+
+_RECORD = ConfigDict(extra="forbid", frozen=True)
+
+
+class ResultFile(BaseModel):
+    """One picture on disk. `id` is its public name at /v1/files/{id}; it is also the file's name in its job's folder."""
+
+    model_config = _RECORD
+
+    id: str
+    mime: str
+    size_bytes: int
+    sha256: str
+    width: int
+    height: int
+    seed: int
+
+
+class Used(BaseModel):
+    """What a job was really run with."""
+
+    model_config = _RECORD
+
+    model: str
+    profile: str
+    backend: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    scheduler: str
+
+
+class Costs(BaseModel):
+    """What a job cost. Seconds of wall time by stage; `peak_bytes` is the child's peak memory while the job ran."""
+
+    model_config = _RECORD
+
+    queue_seconds: float = 0.0
+    load_seconds: float = 0.0
+    text_encode_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    denoiser_calls: int = 0
+    peak_bytes: int = 0
+
+
+class Failure(BaseModel):
+    """Why a job failed: a stable code and a message that says what to do."""
+
+    model_config = _RECORD
+
+    code: str
+    message: str
+
+
+class JobResult(BaseModel):
+    """What a succeeded job made."""
+
+    model_config = _RECORD
+
+    files: tuple[ResultFile, ...]
+    used: Used
+    costs: Costs
+    notices: tuple[Notice, ...] = ()
+
+
+class Job(BaseModel):
+    """A job as Redis holds it. Times are Unix seconds by Redis's clock."""
+
+    model_config = _RECORD
+
+    id: str
+    owner: str = ""
+    request: ImageRequest
+    state: JobState
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    deliveries: int = 0
+    suspect_attempts: int = 0
+    worker: str | None = None
+    cancel_requested: bool = False
+    step: int = 0
+    total_steps: int = 0
+    result: JobResult | None = None
+    failure: Failure | None = None

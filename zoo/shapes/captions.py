@@ -1,0 +1,76 @@
+"""The grammar of the shapes world: scenes to sentences, several ways, and the words that a model of it knows."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from zoo.shapes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Relation, Scene, Thing
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "large": ("large", "big", "huge"),
+    "gray": ("gray", "grey"),
+    "cross": ("cross", "plus"),
+    "square": ("square", "box"),
+    "circle": ("circle", "disc"),
+}
+RELATIONS: dict[Relation, tuple[str, ...]] = {
+    Relation.LEFT: ("left of", "to the left of"),
+    Relation.RIGHT: ("right of", "to the right of"),
+    Relation.ABOVE: ("above", "over", "on top of"),
+    Relation.BELOW: ("below", "under", "beneath"),
+}
+_FILLERS = "a an the and with of on to in picture image drawing background is there next it its".split()
+VOCABULARY: tuple[str, ...] = tuple(
+    sorted(
+        {*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *_FILLERS}
+        | {word for words in SYNONYMS.values() for word in words}
+        | {word for phrases in RELATIONS.values() for phrase in phrases for word in phrase.split()}
+    )
+)
+"""Every word that captions use."""
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Words of a prompt that no caption ever uses, in order, each once."""
+    words = re.findall(r"[^\W_]+(?:'\w+)?", prompt.lower())
+    return list(dict.fromkeys(word for word in words if word not in VOCABULARY))
+
+
+def _say(word: str, rng: np.random.Generator, *, plain: bool) -> str:
+    choices = SYNONYMS.get(word, (word,))
+    return word if plain or rng.random() < 0.6 else str(rng.choice(choices))
+
+
+def _name(thing: Thing, rng: np.random.Generator, *, plain: bool) -> str:
+    words = [_say(word, rng, plain=plain) for word in (thing.size, thing.colour, thing.shape)]
+    return " ".join(words)
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def caption(scene: Scene, rng: np.random.Generator, *, plain: bool = False) -> str:
+    """One sentence that names every attribute of a scene; `plain` gives the canonical wording."""
+    told = scene if plain or rng.random() < 0.5 else scene.swapped()
+    names = [_name(thing, rng, plain=plain) for thing in told.things]
+    bare = not plain and rng.random() < 0.15
+    parts = names if bare else [_article(name) for name in names]
+    if told.relation is None:
+        body = parts[0]
+    else:
+        phrases = RELATIONS[told.relation]
+        link = phrases[0] if plain or rng.random() < 0.5 else str(rng.choice(phrases))
+        body = f"{parts[0]} {link} {parts[1]}"
+    place = _article(f"{_say(told.background, rng, plain=plain)} background")
+    form = 0 if plain else int(rng.integers(0, 6))
+    if form == 3:
+        return f"on {place}, {body}"
+    if form == 4:
+        return f"{_article(str(rng.choice(['picture', 'image', 'drawing'])))} of {body} on {place}"
+    if form == 5:
+        return f"{body}, {place.split(' ', 1)[1]}"
+    return f"{body} on {place}"

@@ -1,0 +1,1 @@
+"""Training recipes of the built-in models: each stage checkpoints, resumes, and starts with one command."""
