@@ -110,3 +110,9 @@ class TimedOut(HalftoneError):
     """Waiting for a result took longer than the gateway waits; the job goes on and can be polled."""
 
     code = "timeout"
+
+
+class BadSettings(HalftoneError):
+    """A setting is missing or wrong; processes refuse to start with it."""
+
+    code = "bad_settings"

@@ -44,33 +44,46 @@ def _say(word: str, rng: np.random.Generator, *, plain: bool) -> str:
     return word if plain or rng.random() < 0.6 else str(rng.choice(choices))
 
 
-def _name(thing: Thing, rng: np.random.Generator, *, plain: bool) -> str:
-    words = [_say(word, rng, plain=plain) for word in (thing.size, thing.colour, thing.shape)]
-    return " ".join(words)
+def _name(thing: Thing, rng: np.random.Generator, *, plain: bool, sized: bool) -> str:
+    words = (thing.size, thing.colour, thing.shape) if sized else (thing.colour, thing.shape)
+    return " ".join(_say(word, rng, plain=plain) for word in words)
 
 
 def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, plain: bool = False) -> str:
-    """One sentence that names every attribute of a scene; `plain` gives the canonical wording."""
+def _body(scene: Scene, rng: np.random.Generator, *, plain: bool, sized: bool) -> str:
+    """The things and how they lie: `a red circle left of a blue square`."""
     told = scene if plain or rng.random() < 0.5 else scene.swapped()
-    names = [_name(thing, rng, plain=plain) for thing in told.things]
+    names = [_name(thing, rng, plain=plain, sized=sized) for thing in told.things]
     bare = not plain and rng.random() < 0.15
     parts = names if bare else [_article(name) for name in names]
     if told.relation is None:
-        body = parts[0]
-    else:
-        phrases = RELATIONS[told.relation]
-        link = phrases[0] if plain or rng.random() < 0.5 else str(rng.choice(phrases))
-        body = f"{parts[0]} {link} {parts[1]}"
-    place = _article(f"{_say(told.background, rng, plain=plain)} background")
+        return parts[0]
+    phrases = RELATIONS[told.relation]
+    link = phrases[0] if plain or rng.random() < 0.5 else str(rng.choice(phrases))
+    return f"{parts[0]} {link} {parts[1]}"
+
+
+def caption(
+    scene: Scene, rng: np.random.Generator, *, plain: bool = False, without: frozenset[str] = frozenset()
+) -> str:
+    """One sentence about a scene.
+
+    Args:
+        scene: what to tell.
+        rng: chooses among wordings.
+        plain: the canonical wording instead of a random one.
+        without: attributes left unsaid, of `size` and `background`; all others are always named.
+    """
+    body = _body(scene, rng, plain=plain, sized="size" not in without)
     form = 0 if plain else int(rng.integers(0, 6))
-    if form == 3:
-        return f"on {place}, {body}"
     if form == 4:
-        return f"{_article(str(rng.choice(['picture', 'image', 'drawing'])))} of {body} on {place}"
-    if form == 5:
-        return f"{body}, {place.split(' ', 1)[1]}"
-    return f"{body} on {place}"
+        body = f"{_article(str(rng.choice(['picture', 'image', 'drawing'])))} of {body}"
+    if "background" in without:
+        return body
+    place = f"{_say(scene.background, rng, plain=plain)} background"
+    if form == 3:
+        return f"on {_article(place)}, {body}"
+    return f"{body}, {place}" if form == 5 else f"{body} on {_article(place)}"

@@ -103,4 +103,4 @@ def train(path: Path, plan: Plan = Plan(), *, every: int = 100) -> AutoencoderKL
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Plan(steps=int(os.environ.get("STEPS", Plan.steps))))
+    train(Path(sys.argv[1]), Plan(steps=int(os.environ.get("STEPS", Plan().steps))))

@@ -1,0 +1,205 @@
+"""The Python client, blocking: prompts in, pictures out, over HTTP. Knows the API, nothing behind it.
+
+with Client() as client:
+    client.generate("a large red circle", profile="w8a8", seed=7).save("circle.png")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from halftone import wire
+from halftone.images import Images, Picture, finished
+from halftone.views import JobList, JobView, ModelList, ModelView, ProfileList, ProfileView
+from halftone.wire import Call, Event, EventParser, RetryPolicy
+from jobs.errors import HalftoneError
+
+
+class Client:
+    """A connection to one gateway. Safe to share between threads; close it, or use it in a `with` statement.
+
+    Calls that are refused for now (429, 503) or break off are made again, waiting as long as Retry-After says; submits
+    carry an idempotency key, so a job is never made twice. All methods raise the errors of `jobs.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retry: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Connects when first used.
+
+        Args:
+            url: the gateway's address; $HALFTONE_URL, or http://127.0.0.1:8000, when left out.
+            api_key: $HALFTONE_API_KEY when left out.
+            timeout: seconds that one HTTP call may be silent.
+            retry: when to try again.
+            transport: another httpx transport, for tests.
+        """
+        base, headers = wire.connection(url, api_key, os.environ)
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout, transport=transport)
+        self._retry = retry or RetryPolicy()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        size: str | None = None,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Images:
+        """Makes pictures of a prompt and waits for them. A job that nobody waits for any more is canceled.
+
+        Args:
+            prompt: what to show.
+            size: such as 64x64; or pass width and height.
+            timeout: seconds to wait; for ever when left out.
+            on_event: called with each event of the job.
+            idempotency_key: the same key and fields give the same job again.
+            fields: any other field of POST /v1/jobs: model, profile, negative_prompt, num_inference_steps,
+                guidance_scale, seed, n, output_format, output_compression, previews, priority.
+        """
+        job = self.submit(prompt, size=size, idempotency_key=idempotency_key, **fields)
+        try:
+            result = finished(self.wait(job.id, timeout=timeout, on_event=on_event))
+        except BaseException:
+            with contextlib.suppress(HalftoneError):  # it may be over already; the first error is what matters
+                self.cancel(job.id)
+            raise
+        pictures = tuple(Picture(self.file(file.id), file) for file in result.files)
+        return Images(job.id, pictures, result.used, result.costs, result.notices)
+
+    def submit(
+        self, prompt: str, *, size: str | None = None, idempotency_key: str | None = None, **fields: Any
+    ) -> JobView:
+        """Queues a job and returns at once. Fields as for `generate`."""
+        return wire.read(JobView, self._send(wire.submission(prompt, size, idempotency_key, fields)))
+
+    def job(self, job_id: str) -> JobView:
+        """A job as it stands."""
+        return wire.read(JobView, self._send(Call("GET", wire.job_path(job_id))))
+
+    def jobs(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> JobList:
+        """One page of this key's jobs, newest first."""
+        return wire.read(JobList, self._send(wire.listing(limit, after, status)))
+
+    def cancel(self, job_id: str) -> JobView:
+        """Cancels a job; a running one stops within two steps."""
+        return wire.read(JobView, self._send(Call("POST", wire.job_path(job_id, "/cancel"))))
+
+    def wait(
+        self, job_id: str, *, timeout: float | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> JobView:
+        """Waits until a job is over, however it ends.
+
+        Raises:
+            TimedOut: it was not over after `timeout` seconds; it goes on.
+        """
+        for event in self.watch(job_id, timeout=timeout):
+            if on_event is not None:
+                on_event(event)
+        return self.job(job_id)
+
+    def watch(self, job_id: str, *, after: str | None = None, timeout: float | None = None) -> Iterator[Event]:
+        """The job's events from the first, or from the one after id `after`, as they come, until the job is over.
+
+        A stream that breaks off is taken up again where it ended, so no event is lost or doubled.
+
+        Raises:
+            TimedOut: the job was not over after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        failures = 0
+        while True:
+            try:
+                for event in self._stream(job_id, after, deadline):
+                    after, failures = event.id, 0
+                    yield event
+                    if event.final:
+                        return
+                if self.job(job_id).status.final:  # its events have expired, or `after` was the last
+                    return
+                error: HalftoneError = wire.broken_off(job_id)
+            except httpx.TransportError as fault:
+                wire.silence(job_id, deadline)
+                error = wire.unreachable(self._http.base_url, fault)
+            delay = self._retry.delay(failures, error)
+            if delay is None:
+                raise error
+            failures += 1
+            time.sleep(delay)
+
+    def models(self) -> tuple[ModelView, ...]:
+        """The models that the service knows."""
+        return wire.read(ModelList, self._send(Call("GET", "/v1/models"))).data
+
+    def profiles(self) -> tuple[ProfileView, ...]:
+        """The quantization profiles of all models."""
+        return wire.read(ProfileList, self._send(Call("GET", "/v1/profiles"))).data
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the service takes: limits, formats, defaults."""
+        capabilities: dict[str, Any] = self._send(Call("GET", "/v1/capabilities")).json()
+        return capabilities
+
+    def file(self, file_id: str) -> bytes:
+        """The bytes of a finished picture's file."""
+        return self._send(Call("GET", wire.file_path(file_id))).content
+
+    def _send(self, call: Call) -> httpx.Response:
+        for attempt in count():
+            try:
+                response = self._http.request(
+                    call.method, call.path, json=call.body, params=call.query, headers=call.headers
+                )
+                if response.status_code < 400:
+                    return response
+                error = wire.error_of(response)
+            except httpx.TransportError as fault:
+                error = wire.unreachable(self._http.base_url, fault)
+            delay = self._retry.delay(attempt, error)
+            if delay is None:
+                raise error
+            time.sleep(delay)
+        raise AssertionError  # count() does not end
+
+    def _stream(self, job_id: str, after: str | None, deadline: float | None) -> Iterator[Event]:
+        """The events of one connection; ends where the connection ends."""
+        parser = EventParser()
+        path, headers = wire.job_path(job_id, "/events"), wire.event_headers(after)
+        limit = wire.silence(job_id, deadline)
+        with self._http.stream("GET", path, headers=headers, timeout=limit) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise wire.error_of(response)
+            for line in response.iter_lines():
+                wire.silence(job_id, deadline)
+                event = parser.feed(line)
+                if event is not None:
+                    yield event

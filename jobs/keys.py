@@ -1,0 +1,129 @@
+"""The name of every Redis key, with its type and its end. Knows names only, never what is stored or decided.
+
+| name                       | type   | holds                                            | ends                      |
+|----------------------------|--------|--------------------------------------------------|---------------------------|
+| `{ns}:job:{id}`            | hash   | a job's record                                   | record TTL after its end  |
+| `{ns}:ev:{id}`             | stream | its events, about the last 256                   | with it; 1 h if previewed |
+| `{ns}:idem:{owner}:{key}`  | string | job id and fingerprint of an idempotent submit   | 24 h                      |
+| `{ns}:jobs:{owner}`        | zset   | an owner's job ids by creation time              | trimmed at submits        |
+| `{ns}:q:{lane}:{prio}`     | stream | entries of jobs that are not final               | entries: with their jobs  |
+| `{ns}:waiting:{lane}:{prio}` | zset | queued job ids by creation time                  | members: with that state  |
+| `{ns}:queued`              | hash   | queued jobs per owner                            | fields: at zero           |
+| `{ns}:taken:{token}`       | list   | what a `take` gave, should its reply be lost     | one lease                 |
+| `{ns}:bell:{lane}`         | stream | rung when workers have something to do           | about the last 1024       |
+| `{ns}:changed`             | stream | ids of jobs that have a new event                | about the last 4096       |
+| `{ns}:dead:{lane}`         | stream | dead letters                                     | 30 days, about 10,000     |
+| `{ns}:pace:{lane}`         | hash   | when a job last ended, how far apart ends are    | never                     |
+| `{ns}:worker:{name}`       | string | a worker's heartbeat                             | one lease                 |
+| `{ns}:workers`             | zset   | names of workers                                 | members: when found dead  |
+| `{ns}:probe`               | string | the last write probe                             | 60 s                      |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.request import Priority
+
+GROUP = "workers"
+"""The consumer group of every queue stream."""
+
+RETURNED = "-returned"
+"""The group's member that holds entries given back by their worker; no worker may have this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one namespace and one lane (the pool of workers that can serve a kind of job)."""
+
+    namespace: str
+    lane: str = "image"
+
+    def job(self, job_id: str) -> str:
+        """Hash with a job's record."""
+        return f"{self.namespace}:job:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        """Stream of a job's events."""
+        return f"{self.namespace}:ev:{job_id}"
+
+    def idempotency(self, owner: str, key: str) -> str:
+        """What an idempotency key stands for."""
+        return f"{self.namespace}:idem:{owner}:{key}"
+
+    def owned(self, owner: str) -> str:
+        """Sorted set of an owner's job ids."""
+        return f"{self.namespace}:jobs:{owner}"
+
+    def queue(self, priority: Priority) -> str:
+        """Stream of one priority."""
+        return f"{self.namespace}:q:{self.lane}:{priority.value}"
+
+    def waiting(self, priority: Priority) -> str:
+        """Sorted set of queued job ids of one priority."""
+        return f"{self.namespace}:waiting:{self.lane}:{priority.value}"
+
+    def taken(self, token: str) -> str:
+        """List of job ids that one take handed out."""
+        return f"{self.namespace}:taken:{token}"
+
+    def worker(self, name: str) -> str:
+        """A worker's heartbeat."""
+        return f"{self.namespace}:worker:{name}"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set of worker names."""
+        return f"{self.namespace}:workers"
+
+    @property
+    def queued(self) -> str:
+        """Hash of queued jobs per owner."""
+        return f"{self.namespace}:queued"
+
+    @property
+    def bell(self) -> str:
+        """Stream that wakes workers."""
+        return f"{self.namespace}:bell:{self.lane}"
+
+    @property
+    def changed(self) -> str:
+        """Stream that wakes those who follow jobs."""
+        return f"{self.namespace}:changed"
+
+    @property
+    def dead(self) -> str:
+        """Stream of dead letters."""
+        return f"{self.namespace}:dead:{self.lane}"
+
+    @property
+    def pace(self) -> str:
+        """Hash with the rhythm in which jobs end."""
+        return f"{self.namespace}:pace:{self.lane}"
+
+    @property
+    def probe(self) -> str:
+        """What is written to learn whether Redis takes writes."""
+        return f"{self.namespace}:probe"
+
+    def lua_table(self) -> str:
+        """The same names as a Lua table, for scripts that meet job ids only while they run.
+
+        Entries of jobs, events, owners and tokens are prefixes. Scripts may so touch keys that are not declared:
+        Halftone promises a single Redis node, never a cluster.
+        """
+        single = {
+            "job": self.job(""),
+            "events": self.events(""),
+            "owned": self.owned(""),
+            "taken": self.taken(""),
+            "queued": self.queued,
+            "bell": self.bell,
+            "changed": self.changed,
+            "dead": self.dead,
+            "pace": self.pace,
+        }
+        pairs = [f"{name}='{value}'" for name, value in single.items()]
+        for name, key in (("queue", self.queue), ("waiting", self.waiting)):
+            pairs.append(f"{name}={{{', '.join(f'{p.value}={key(p)!r}' for p in Priority)}}}")
+        return "{" + ", ".join(pairs) + "}"

@@ -1,0 +1,16 @@
+-- Cancel a queued job, or ask the worker of a running one to stop.
+-- ARGV: job id, 'any' or 'owner', the owner asked for
+-- Answers: {'missing'} {'finished', record} {'ok', record}
+
+local job = load(ARGV[1])
+if not job or (ARGV[2] == 'owner' and job.owner ~= ARGV[3]) then return {'missing'} end
+local verdict = 'ok'
+if job.state == 'queued' then
+  finish(job, 'canceled', nil, '{}')
+elseif job.state == 'running' then
+  redis.call('HSET', KEY.job .. job.id, 'cancel_requested', 1)
+  ring('cancel', job.id)
+elseif job.state ~= 'canceled' then
+  verdict = 'finished'
+end
+return {verdict, redis.call('HGETALL', KEY.job .. job.id)}

@@ -1,0 +1,55 @@
+"""What an artifact's `manifest.json` says, as the catalog reads it. The quant room writes it; weights stay unread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.profile import Fidelity, ProfileCard
+from jobs.request import ModelId, ProfileName
+
+FILE_NAME = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """A recipe applied to a model, with everything that a user may want to know of the result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    model: ModelId
+    profile: ProfileName
+    backend: Literal["openvino", "reference"]
+    recipe: dict[str, Any]
+    weight_bits: int = Field(ge=1, le=32)
+    activation_bits: int = Field(ge=1, le=32)
+    weights_bytes: int = Field(ge=0)
+    float_weights_bytes: int = Field(ge=0)
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the denoiser's float weights file.")
+    files: dict[str, str] = Field(description="Sha256 by file name.")
+    layers: list[dict[str, Any]]
+    calibration: dict[str, Any]
+    fidelity: Fidelity | None = None
+    halftone_version: str
+
+    @classmethod
+    def read(cls, file: Path) -> Manifest:
+        """Read a manifest; raises `OSError` or pydantic's `ValidationError`."""
+        return cls.model_validate_json(file.read_bytes())
+
+    def card(self, folder: Path) -> ProfileCard:
+        """The profile that this artifact, lying in `folder`, gives its model."""
+        return ProfileCard(
+            name=self.profile,
+            model=self.model,
+            backend=self.backend,
+            recipe=str(self.recipe.get("name", self.profile)),
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            weights_bytes=self.weights_bytes,
+            float_weights_bytes=self.float_weights_bytes,
+            fidelity=self.fidelity,
+            artifact=folder,
+        )

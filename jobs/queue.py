@@ -1,0 +1,175 @@
+"""The queue: submit, look, cancel, and (inherited) all that workers do. Knows no HTTP and no device.
+
+Decides nothing itself: each decision is one Lua script, so that it happens wholly or not at all, and once even when it
+is sent twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.claims import Claims
+from jobs.errors import IdempotencyConflict, InvalidRequest, JobFinished, NotFound, QueueFull
+from jobs.job import JOB_ID, Job, JobState, new_job_id
+from jobs.records import (
+    Claim,
+    DeadLetter,
+    JobPage,
+    QueueStats,
+    Renewal,
+    Submission,
+    WorkerInfo,
+    job_from_hash,
+    job_from_pairs,
+)
+from jobs.request import ImageRequest, Priority
+
+__all__ = [
+    "Claim",
+    "DeadLetter",
+    "JobPage",
+    "JobQueue",
+    "QueueStats",
+    "Renewal",
+    "Submission",
+    "WorkerInfo",
+    "fingerprint",
+]
+
+MAX_PAGE = 100
+_BATCH = 100
+
+Jobs = list[Job]
+Letters = list[DeadLetter]
+"""Lists by another name: inside the class, `list` is its method."""
+
+
+def fingerprint(body: object, owner: str) -> str:
+    """Sha256 of a JSON value in canonical form and its owner: equal exactly when two submits ask for the same."""
+    canonical = json.dumps([owner, body], sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class JobQueue(Claims):
+    """The queue of one lane. Every method may raise `Unavailable` when Redis is away."""
+
+    async def submit(
+        self,
+        request: ImageRequest,
+        *,
+        job_id: str | None = None,
+        owner: str = "",
+        idempotency_key: str | None = None,
+        body: object = None,
+    ) -> Submission:
+        """Accept a job, or return the one that the same `job_id` or `idempotency_key` got before.
+
+        `body` is what the user sent, as a JSON value: two submits are the same when it is. Left out, the request is
+        compared, which differs by its seed when that was drawn at random. Once this returns, the job is not lost.
+        Raises `IdempotencyConflict` when the id or key came with another body or owner, `QueueFull` (with
+        `retry_after`) when too many jobs wait, `InvalidRequest` for an id that is not 32 hexadecimal digits.
+        """
+        chosen = new_job_id() if job_id is None else _checked(job_id)
+        record = request.model_dump_json()
+        mark = fingerprint(json.loads(record) if body is None else body, owner)
+        key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
+        verdict, *rest = await self._link.run("submit", chosen, owner, mark, key, request.priority.value, record)
+        if verdict == "created":
+            job = Job(id=chosen, owner=owner, request=request, state=JobState.QUEUED, created_at=float(rest[0]))
+            return Submission(job, created=True)
+        if verdict == "exists":
+            # a fresh id that exists already: the library sent our submit twice, and the first one did it
+            return Submission(job_from_pairs(rest[0], rest[1]), created=job_id is None and rest[0] == chosen)
+        if verdict == "conflict":
+            what = "job id" if rest[0] == "id" else "idempotency key"
+            raise IdempotencyConflict(f"this {what} was used before with a different request; use a new one")
+        limit, retry_after = rest
+        raise QueueFull(f"{limit}; try again in {retry_after} s", retry_after=float(retry_after))
+
+    async def get(self, job_id: str, owner: str | None = None) -> Job:
+        """A job's record. Raises `NotFound`, also for a job of another owner when `owner` is given."""
+        fields = await self._link.call("HGETALL", self._keys.job(job_id)) if JOB_ID.fullmatch(job_id) else None
+        if not fields or (owner is not None and fields["owner"] != owner):
+            raise _unknown(job_id)
+        return job_from_hash(job_id, fields)
+
+    async def list(
+        self, owner: str, *, limit: int = 20, after: str | None = None, state: JobState | None = None
+    ) -> JobPage:
+        """An owner's jobs, newest first: at most `limit` (1 to 100) older than job `after`, of one state if given.
+
+        Raises `NotFound` when `after` is no job of this owner, `InvalidRequest` for a limit out of bounds.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"limit must be from 1 to {MAX_PAGE}; got {limit}", param="limit")
+        rank = 0
+        if after is not None:
+            found = await self._link.call("ZREVRANK", self._keys.owned(owner), after)
+            if found is None:
+                raise _unknown(after)
+            rank = int(found) + 1
+        jobs: Jobs = []
+        while len(jobs) <= limit:
+            ids = await self._link.call("ZREVRANGE", self._keys.owned(owner), rank, rank + _BATCH - 1)
+            if not ids:
+                break
+            rank += len(ids)
+            jobs += [job for job in await self._records(ids) if state is None or job.state is state]
+        return JobPage(jobs[:limit], has_more=len(jobs) > limit)
+
+    async def _records(self, ids: Sequence[str]) -> Jobs:
+        hashes = await self._link.pipeline(*(("HGETALL", self._keys.job(job_id)) for job_id in ids))
+        return [job_from_hash(job_id, fields) for job_id, fields in zip(ids, hashes, strict=True) if fields]
+
+    async def cancel(self, job_id: str, owner: str | None = None) -> Job:
+        """Stop a job: a queued one is canceled when this returns, a running one is asked to stop and says so itself.
+
+        Canceling a canceled job is no error. Raises `NotFound`, `JobFinished`.
+        """
+        if not JOB_ID.fullmatch(job_id):
+            raise _unknown(job_id)
+        verdict, *rest = await self._link.run("cancel", job_id, "any" if owner is None else "owner", owner or "")
+        if verdict == "missing":
+            raise _unknown(job_id)
+        job = job_from_pairs(job_id, rest[0])
+        if verdict == "finished":
+            raise JobFinished(f"job {job_id} has {job.state.value} already and cannot be canceled")
+        return job
+
+    async def position(self, job: Job) -> int:
+        """How many queued jobs are more urgent than this one; 0 when it is next, or not queued any more."""
+        return int(await self._link.run("position", job.id, job.request.priority.value))
+
+    async def stats(self) -> QueueStats:
+        """Depth and age by priority, running jobs, dead letters: one consistent look."""
+        reply = await self._link.run("stats")
+        pending, dead, *rest = reply
+        depth = dict(zip(Priority, map(int, rest[::2]), strict=True))
+        age = dict(zip(Priority, map(float, rest[1::2]), strict=True))
+        return QueueStats(depth, age, int(pending), int(dead))
+
+    async def dead_letters(self, limit: int = 100) -> Letters:
+        """The newest dead letters, newest first."""
+        entries = await self._link.call("XREVRANGE", self._keys.dead, "+", "-", "COUNT", limit)
+        return [DeadLetter.model_validate({"id": key} | _parsed(fields)) for key, fields in entries]
+
+    async def probe(self) -> None:
+        """Write something small: raises `Unavailable` when Redis is away or refuses writes (a ping would not tell)."""
+        await self._link.call("SET", self._keys.probe, "1", "EX", 60)
+
+
+def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
+    return {name: json.loads(text) if name in ("failure", "request") else text for name, text in fields.items()}
+
+
+def _checked(job_id: str) -> str:
+    if not JOB_ID.fullmatch(job_id):
+        raise InvalidRequest("a job id must be 32 hexadecimal digits in lower case", param="id")
+    return job_id
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(f"no job {job_id[:64]!r}; it may have expired")

@@ -1,0 +1,122 @@
+"""One call of a denoiser as data, and what runs it. Must not know jobs, queues, or any family of models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+UNCOND, COND, UNKNOWN = 0, 1, 2
+"""Values of `DenoiserCall.branch`: which half of classifier-free guidance a row belongs to."""
+
+TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """What one run of a denoiser gets: B rows, which may belong to different jobs at different steps.
+
+    Attributes:
+        sample: [B, ...] latents, the denoiser's dtype.
+        timestep: [B], dtype as the pipeline's scheduler gave it (int64 or float).
+        step: [B] int64, index of the scheduler's step that each row is at, from 0.
+        total_steps: [B] int64, how many steps that row's job takes in all.
+        branch: [B] int64, UNCOND, COND or UNKNOWN.
+        inputs: tensors with one entry per row (first dimension B), by dotted name: "encoder_hidden_states",
+            "added_cond_kwargs.text_embeds".
+        shared: tensors without a row dimension, equal for all rows: FLUX's "img_ids".
+        constants: all arguments that are no tensors (None, numbers, lists), equal for all rows, by dotted name.
+    """
+
+    sample: Tensor
+    timestep: Tensor
+    step: Tensor
+    total_steps: Tensor
+    branch: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """B, the number of rows."""
+        return self.sample.shape[0]
+
+    def arguments(self) -> dict[str, Any]:
+        """All keyword arguments but sample and timestep, nested again as the denoiser's forward takes them."""
+        nested: dict[str, Any] = {}
+        for name, value in (*self.inputs.items(), *self.shared.items(), *self.constants.items()):
+            *parents, leaf = name.split(".")
+            place = nested
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[leaf] = value
+        return nested
+
+
+class Denoiser(Protocol):
+    """What runs calls: the float module, or a quantized executable. One thread calls `run` at a time."""
+
+    @property
+    def name(self) -> str:
+        """The profile's name: `float`, `w8a8`."""
+
+    @property
+    def backend(self) -> str:
+        """What executes it: `torch`, `reference`, `openvino`."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of memory that its weights take as it holds them."""
+
+    def run(self, call: DenoiserCall) -> Tensor:
+        """The denoiser's output [B, ...] for the call's rows, on the call's device, in memory of its own."""
+
+
+def argument_names(kind: type[nn.Module]) -> tuple[str, str]:
+    """(name of the sample argument, name of the timestep argument) of a denoiser class's forward.
+
+    Raises:
+        TypeError: its forward has no argument that looks like a timestep.
+    """
+    names = [name for name in inspect.signature(kind.forward).parameters if name != "self"]
+    for known in TIMESTEP_NAMES:
+        if known in names:
+            return names[0], known
+    expected = ", ".join(TIMESTEP_NAMES)
+    raise TypeError(f"{kind.__name__}.forward takes none of {expected}: it is no denoiser that we know")
+
+
+def call_module(module: nn.Module, call: DenoiserCall) -> Tensor:
+    """Runs a torch denoiser on a call: [B, ...] in, [B, ...] out. The caller has grad mode off."""
+    sample, timestep = argument_names(type(module))
+    arguments = {sample: call.sample, timestep: call.timestep, **call.arguments(), "return_dict": False}
+    output: Tensor = module(**arguments)[0]
+    return output
+
+
+class TorchDenoiser:
+    """A torch module as it is: the profile `float`."""
+
+    backend = "torch"
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module.eval().requires_grad_(False)
+        self.weights_bytes = module_bytes(module)
+
+    def run(self, call: DenoiserCall) -> Tensor:
+        """The module's output [B, ...] on the call."""
+        with torch.inference_mode():
+            return call_module(self.module, call)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, each storage counted once."""
+    tensors = [*module.parameters(), *module.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

@@ -1,0 +1,190 @@
+"""One job's own diffusers pipeline, unmodified, with three seams: its denoiser, its scheduler's clock, its VAE's door.
+
+Who answers at the seams (a hub, or the denoiser directly) is not its business; it must not know jobs or queues.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jobs.errors import JobFailed
+from pipelines.denoiser import Denoiser, DenoiserCall
+from pipelines.families import call_arguments, latents_to_vae
+from pipelines.load import Components, new_pipeline
+from pipelines.proxy import Clock, DenoiserProxy
+
+
+class NumericalError(JobFailed):
+    """The model produced NaN or infinity."""
+
+    code = "numerical_error"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to draw: one picture per seed."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seeds: Sequence[int]
+
+
+class Seams(Protocol):
+    """What a session asks of the world around it. Any of the calls may raise to end the session."""
+
+    def denoise(self, call: DenoiserCall) -> Tensor:
+        """Runs the denoiser: [B, ...] to [B, ...]."""
+
+    def alone(self, stage: str) -> AbstractContextManager[None]:
+        """Held around `text_encode` and `vae_decode`: tokenizers, text encoders and VAEs serve one thread at a time."""
+
+    def stepped(self, step: int, total: int, predicted: Tensor) -> None:
+        """`step` of `total` scheduler steps are done; `predicted` is the best guess at the final latents."""
+
+
+class Session:
+    """One run of one pipeline. Use once, on one thread."""
+
+    def __init__(self, components: Components, order: Order, seams: Seams) -> None:
+        self._order = order
+        self._seams = seams
+        self._clock = Clock()
+        self._until_first_call = ExitStack()
+        proxy = DenoiserProxy(
+            components.skeleton,
+            self._denoise,
+            self._clock,
+            pictures=len(order.seeds),
+            device=components.device,
+            dtype=components.dtype,
+        )
+        self.pipeline = new_pipeline(components, proxy)
+        self._watch_scheduler()
+        self._guard_vae()
+
+    def draw(self) -> Tensor:
+        """The pictures: [n, 3, H, W] float in 0..1, on the CPU.
+
+        Raises:
+            NumericalError: NaN or infinity came out.
+            UnsupportedModel: the pipeline cannot do what the order asks.
+        """
+        order = self._order
+        arguments = call_arguments(
+            self.pipeline,
+            prompt=order.prompt,
+            negative_prompt=order.negative_prompt,
+            width=order.width,
+            height=order.height,
+            steps=order.steps,
+            guidance=order.guidance,
+            n=len(order.seeds),
+        )
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in order.seeds]
+        with torch.inference_mode(), self._until_first_call:
+            self._until_first_call.enter_context(self._seams.alone("text_encode"))
+            pictures: Tensor = self.pipeline(**arguments, generator=generators)[0]
+            return _finite(pictures.float().cpu(), "picture")
+
+    def preview(self, predicted: Tensor) -> Tensor:
+        """Decodes latents from `Seams.stepped` to pictures [n, 3, H, W] in 0..1.
+
+        Raises:
+            UnsupportedModel: the pipeline keeps its latents in a layout of its own.
+        """
+        latents = latents_to_vae(self.pipeline, predicted, self._order.width, self._order.height)
+        decoded = self.pipeline.vae.decode(latents.to(self.pipeline.vae.dtype), return_dict=False)[0]
+        pictures: Tensor = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
+        return pictures
+
+    def _denoise(self, call: DenoiserCall) -> Tensor:
+        self._until_first_call.close()
+        return self._seams.denoise(call)
+
+    def _watch_scheduler(self) -> None:
+        scheduler, clock = self.pipeline.scheduler, self._clock
+        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+
+        @functools.wraps(set_timesteps)
+        def set_and_count(*args: Any, **kwargs: Any) -> Any:
+            result = set_timesteps(*args, **kwargs)
+            clock.step, clock.total = 0, len(scheduler.timesteps)
+            return result
+
+        @functools.wraps(step)
+        def step_and_count(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            clock.step += 1
+            self._seams.stepped(clock.step, clock.total, _predicted(result))
+            return result
+
+        scheduler.set_timesteps, scheduler.step = set_and_count, step_and_count
+
+    def _guard_vae(self) -> None:
+        # a shallow copy shares all weights; only this job's pipeline sees the guarded method
+        vae = copy.copy(self.pipeline.vae)
+        decode: Callable[..., Any] = vae.decode
+
+        @functools.wraps(decode)
+        def decode_alone(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with self._seams.alone("vae_decode"):
+                result = decode(_finite(latents, "latent"), *args, **kwargs)
+            _finite(result[0], "decoded picture")
+            return result
+
+        vae.decode = decode_alone
+        self.pipeline.vae = vae
+
+
+class DirectSeams:
+    """Runs the denoiser on the spot: for calibration, comparison and the command line without a server."""
+
+    def __init__(self, denoiser: Denoiser, stepped: Callable[[int, int], None] | None = None) -> None:
+        self._denoiser = denoiser
+        self._stepped = stepped
+
+    def denoise(self, call: DenoiserCall) -> Tensor:
+        """Runs the denoiser now."""
+        return self._denoiser.run(call)
+
+    def alone(self, stage: str) -> AbstractContextManager[None]:
+        """There is nobody else."""
+        return nullcontext()
+
+    def stepped(self, step: int, total: int, predicted: Tensor) -> None:
+        """Tells whoever wants to know."""
+        if self._stepped is not None:
+            self._stepped(step, total)
+
+
+def draw(components: Components, denoiser: Denoiser, order: Order) -> Tensor:
+    """The pictures of an order, made on this thread: [n, 3, H, W] float in 0..1."""
+    return Session(components, order, DirectSeams(denoiser)).draw()
+
+
+def _predicted(result: Any) -> Tensor:
+    """The scheduler's own guess at the clean latents where it makes one, else the latents as they are."""
+    for name in ("pred_original_sample", "prev_sample"):
+        value = getattr(result, name, None)
+        if isinstance(value, Tensor):
+            return value
+    latents: Tensor = result[1] if len(result) > 1 and isinstance(result[1], Tensor) else result[0]
+    return latents
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise NumericalError(f"the model produced NaN or infinity in a {what}; try other settings or another profile")
+    return values

@@ -1,0 +1,54 @@
+"""What quantizing did to every layer: its scheme, bytes and error, or why it stayed float. Plain data, no tensors."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerReport(BaseModel):
+    """One module that owns weights, or one bare parameter. Exactly one of `scheme` and `kept_float_because` is set."""
+
+    model_config = _STRICT
+
+    name: str
+    kind: str = Field(description="`linear`, `conv2d`, or the class of what has no quantized form.")
+    scheme: str | None = None
+    bytes_before: int = Field(description="In float32.")
+    bytes_after: int = Field(description="As the artifact stores it.")
+    error: float | None = Field(None, description="Relative error of its output that rounding predicts, calibrated.")
+    macs: int = Field(0, description="Multiply-adds of a linear or convolution in one call for one row.")
+    kept_float_because: str | None = None
+
+
+class Report(BaseModel):
+    """All layers of a denoiser, in the order of its modules."""
+
+    model_config = _STRICT
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all weights in float32."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all weights as stored."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the linears' and convolutions' multiply-adds that quantized layers do, 0..1."""
+        total = sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self.layers if layer.scheme is not None) / max(1, total)
+
+    def kept(self) -> dict[str, str]:
+        """Name to reason of every linear and convolution that stayed float."""
+        return {
+            layer.name: layer.kept_float_because
+            for layer in self.layers
+            if layer.kept_float_because is not None and layer.kind in ("linear", "conv2d")
+        }

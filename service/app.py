@@ -1,0 +1,86 @@
+"""Puts the gateway together: the parts that routes share, and the application around the routes. Knows no policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from jobs.catalog import Catalog
+from jobs.files import ResultStore
+
+from jobs.connection import connect, resolve
+from jobs.events import EventLog
+from jobs.queue import JobQueue
+from service import documents, errors
+from service.admission import Admission
+from service.auth import Keys
+from service.context import Gateway
+from service.edge import Edge
+from service.metrics import Metrics
+from service.routes import files, images, jobs, system
+from service.settings import Settings
+
+log = logging.getLogger("halftone.service")
+
+REDIS_RETRIES = 3
+"""Few: who waits for an answer is better served by a quick 503 than by a slow one."""
+
+_DESCRIPTION = """
+Self-hosted image generation in which every request chooses how hard the model is compressed (`profile`).
+`POST /v1/images/generations` has OpenAI's shape and works with the official client; `/v1/jobs` is the native way.
+Errors are always `{"error": {"message", "type", "param", "code"}}`; 429 and 503 carry `Retry-After`.
+"""
+
+
+def open_gateway(settings: Settings) -> Gateway:
+    """Everything that the routes share. Call inside a running event loop; connects to Redis at the first use.
+
+    Raises `Unavailable` when there is no Redis to use at all.
+    """
+    redis = connect(resolve(settings), retries=REDIS_RETRIES)
+    queue = JobQueue(redis, settings)
+    store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
+    catalog = Catalog.scan(settings)
+    if settings.default_model not in catalog.models:
+        log.warning("the default model %r is not there; known: %s", settings.default_model, sorted(catalog.models))
+    loop = asyncio.get_running_loop()
+    return Gateway(
+        settings=settings,
+        redis=redis,
+        queue=queue,
+        events=EventLog(redis, settings),
+        store=store,
+        catalog=catalog,
+        admission=Admission(settings, catalog, queue.workers, store.free_bytes),
+        keys=Keys(settings.api_key_hashes),
+        metrics=Metrics(),
+        closing=loop.create_future(),
+        last_call=loop.create_future(),
+    )
+
+
+def create_api(gateway: Gateway | None = None) -> FastAPI:
+    """The routes with their documentation; without a gateway it can only describe itself."""
+    api = FastAPI(
+        title="Halftone", version=_version(), description=_DESCRIPTION, redoc_url=None, redirect_slashes=False
+    )
+    api.state.gateway = gateway
+    for group in (images, jobs, system, files):
+        api.include_router(group.router)
+    errors.install(api)
+    documents.describe(api)
+    return api
+
+
+def create_app(gateway: Gateway) -> Edge:
+    """The whole application, as the server runs it."""
+    return Edge(create_api(gateway), gateway)
+
+
+def _version() -> str:
+    try:
+        return version("halftone")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"

@@ -1,0 +1,253 @@
+"""Which denoiser calls run together: one thread that batches the waiting calls of all jobs, whatever step each is at.
+
+Knows ranks, ages and group keys; the tensor work is `pipelines.batch`'s. Must not know requests, files or the channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from workers.rows import MAX_ROWS, SAMPLES, RowLimits
+from workers.task import Task
+from workers.turns import Turns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipelines.denoiser import Denoiser, DenoiserCall
+
+log = logging.getLogger(__name__)
+
+AGEING_SECONDS = 2.0
+"""A call that waited so long ranks one priority higher: nothing starves."""
+
+STRAGGLER_SECONDS = 0.002
+STRAGGLER_SHARE = 0.2
+"""How long a batch waits for jobs that ran in the last one and are between two calls: at least the seconds, or that
+share of what the last batch took. Lock-step jobs come back within a scheduler step, and a fuller batch pays it back."""
+
+MEASURE_SECONDS = 10.0
+"""Measuring a limit at load ends after so long, with what is known by then."""
+
+IDLE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Served:
+    """A denoiser under the names that metrics and limits know it by."""
+
+    model: str
+    profile: str
+    denoiser: Denoiser
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is told of one run of a denoiser."""
+
+    served: Served
+    rows: int
+    jobs: int
+    seconds: float
+    is_warmup: bool = False
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One call that waits for its rows."""
+
+    task: Task
+    served: Served
+    call: DenoiserCall
+    key: Hashable
+    born: float = field(default_factory=time.monotonic)
+    done: threading.Event = field(default_factory=threading.Event)
+    output: Tensor | None = None
+    error: Exception | None = None
+
+    def urgency(self, now: float) -> tuple[int, bool, float]:
+        """Smaller goes first: rank less age, then a job's first call before others' next ones, then the older."""
+        rank = max(0, self.task.rank - int((now - self.born) / AGEING_SECONDS))
+        return rank, self.task.denoiser_calls > 0, self.born
+
+
+@dataclass(frozen=True)
+class _Between:
+    """A job that has its rows and will come back soon: with which key, and until when it is worth waiting for."""
+
+    key: Hashable
+    until: float
+
+
+class Hub:
+    """Runs the calls of all jobs. `run` is called by job threads; everything else happens on the hub's own."""
+
+    def __init__(self, turns: Turns, tell: Callable[[Batch], None]) -> None:
+        self._turns = turns
+        self._tell = tell
+        self._limits = RowLimits()
+        self._changed = threading.Condition()
+        self._waiting: list[Ticket] = []
+        self._between: dict[Task, _Between] = {}
+        self._stopping = False
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._loop, name="hub", daemon=True)
+
+    def start(self) -> None:
+        """Starts the hub's thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the hub's thread after the batch that runs, and waits for it."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long the hub's thread has been inside one thing; infinite when it is dead."""
+        return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
+
+    def run(self, task: Task, served: Served, call: DenoiserCall) -> Tensor:
+        """Waits until the call has run, in whatever company; gives its rows back.
+
+        Raises:
+            JobCanceledSignal: the task was canceled, before or meanwhile.
+            Exception: what the denoiser raised on this call's rows alone.
+        """
+        from pipelines.batch import group_key  # torch, which a child that serves no model need not load
+
+        ticket = Ticket(task, served, call, (served.model, served.profile, group_key(call)))
+        task.on_cancel(ticket.done.set)
+        with self._changed:
+            self._between.pop(task, None)
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        ticket.done.wait()
+        task.denoiser_calls += 1
+        if task.canceled:
+            self.leave(task)
+            task.check()
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.output is None:
+            raise RuntimeError("the hub answered a call with nothing")
+        return ticket.output
+
+    def leave(self, task: Task) -> None:
+        """The task makes no more calls for now: nobody waits for it."""
+        with self._changed:
+            self._between.pop(task, None)
+            self._waiting = [ticket for ticket in self._waiting if ticket.task is not task]
+            self._changed.notify_all()
+
+    def measure(self, served: Served, call: DenoiserCall) -> int:
+        """Finds the row limit for a call's shape by running it, in turn with others; returns the limit."""
+        from pipelines.batch import group_key, repeat
+
+        limit = self._limits.of((served.model, served.profile, group_key(call)))
+        end = time.monotonic() + MEASURE_SECONDS
+        while not limit.settled and time.monotonic() < end:
+            rows = limit.rows
+            sized = repeat(call, rows)
+            for _ in range(SAMPLES + 1):
+                with self._turns.take():
+                    started = time.monotonic()
+                    served.denoiser.run(sized)
+                    seconds = time.monotonic() - started
+                limit.observe(rows, seconds)
+                self._tell(Batch(served, rows, 1, seconds, is_warmup=True))
+        log.info("%s/%s: %d rows a call (%s)", served.model, served.profile, limit.rows, _rates(limit.rates))
+        return limit.rows
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._beat = time.monotonic()
+                if self._stopping:
+                    return
+                if not self._waiting:
+                    self._changed.wait(IDLE_SECONDS)
+                    continue
+                self._wait_for_stragglers()
+            with self._turns.take():
+                with self._changed:
+                    batch = self._choose()
+                if batch:
+                    self._run(batch)
+
+    def _wait_for_stragglers(self) -> None:
+        while self._waiting and not self._stopping:
+            lead = self._lead()
+            rows = sum(ticket.call.rows for ticket in self._waiting if ticket.key == lead.key)
+            if rows >= self._limits.of(lead.key).rows:
+                return
+            now = time.monotonic()
+            times = [coming.until - now for coming in self._between.values() if coming.key == lead.key]
+            if not times or max(times) <= 0:
+                return
+            self._changed.wait(max(times))
+
+    def _lead(self) -> Ticket:
+        now = time.monotonic()
+        return min(self._waiting, key=lambda ticket: ticket.urgency(now))
+
+    def _choose(self) -> list[Ticket]:
+        """Takes the most urgent call and, by urgency, those that fit with it up to the limit. Empty if all left."""
+        if not self._waiting:
+            return []
+        now = time.monotonic()
+        lead, *others = sorted(self._waiting, key=lambda ticket: ticket.urgency(now))
+        batch, rows, limit = [lead], lead.call.rows, self._limits.of(lead.key).rows
+        for ticket in others:
+            if ticket.key == lead.key and rows + ticket.call.rows <= limit:
+                batch.append(ticket)
+                rows += ticket.call.rows
+        self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
+        return batch
+
+    def _run(self, batch: list[Ticket]) -> None:
+        from pipelines.batch import run_together
+
+        served, rows = batch[0].served, sum(ticket.call.rows for ticket in batch)
+        started = time.monotonic()
+        try:
+            outputs = run_together(served.denoiser, [ticket.call for ticket in batch])
+        except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to one job and must reach only that one)
+            self._isolate(batch, error)
+            return
+        seconds = time.monotonic() - started
+        if rows <= MAX_ROWS:
+            self._limits.of(batch[0].key).observe(rows, seconds)
+        self._hand_back(batch, outputs, seconds)
+        self._tell(Batch(served, rows, len(batch), seconds))
+
+    def _isolate(self, batch: list[Ticket], error: Exception) -> None:
+        """Runs the calls of a failed batch one by one; a call that fails alone has earned its error."""
+        if len(batch) == 1:
+            batch[0].error = error
+            batch[0].done.set()
+            return
+        log.warning("a batch of %d jobs failed and runs one by one: %r", len(batch), error)
+        for ticket in batch:
+            self._run([ticket])
+
+    def _hand_back(self, batch: list[Ticket], outputs: list[Tensor], seconds: float) -> None:
+        until = time.monotonic() + max(STRAGGLER_SECONDS, STRAGGLER_SHARE * seconds)
+        with self._changed:
+            for ticket in batch:
+                if not ticket.task.canceled:
+                    self._between[ticket.task] = _Between(ticket.key, until)
+        for ticket, output in zip(batch, outputs, strict=True):
+            ticket.output = output
+            ticket.done.set()
+
+
+def _rates(rates: dict[int, float]) -> str:
+    return ", ".join(f"{rows} rows: {rate:.1f}/s" for rows, rate in sorted(rates.items()))

@@ -1,0 +1,157 @@
+"""The worker's Prometheus metrics: their names, and how messages and settled jobs move them.
+
+Knows no Redis and no job ids: labels are model, profile, backend and the like, so their number is bounded.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from jobs.job import JobResult
+from workers.channel import BatchRan, Evicted, FromChild, Loaded, Memory, StageTook
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+OF_PROFILE = ("model", "profile", "backend", "is_warmup")
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process in bytes; 0 where there is no /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return pages * resource.getpagesize()
+
+
+class Metrics:
+    """All series of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._work()
+        self._jobs()
+        self._models()
+        self._process()
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"halftone_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"halftone_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...]) -> Histogram:
+        return Histogram(f"halftone_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _work(self) -> None:
+        self.images = self._counter("images_generated_total", "Pictures made and settled.", OF_PROFILE)
+        self.pixels = self._counter("pixels_generated_total", "Pixels of those pictures.", OF_PROFILE)
+        self.steps = self._counter("denoise_steps_total", "Rows through the denoiser.", OF_PROFILE)
+        self.step_seconds = self._histogram(
+            "denoise_step_duration_seconds", "One denoiser call, whatever its batch.", SECONDS, OF_PROFILE
+        )
+        self.batch_size = self._histogram("batch_size", "Rows in a denoiser call.", ROWS, OF_PROFILE)
+        self.stage_seconds = self._histogram(
+            "stage_duration_seconds", "Seconds of a job by stage.", SECONDS, (*OF_PROFILE, "stage")
+        )
+
+    def _jobs(self) -> None:
+        of_job = ("model", "profile", "status")
+        self.completed = self._counter("jobs_completed_total", "Jobs this worker settled.", of_job)
+        self.retried = self._counter("jobs_retried_total", "Jobs given back to the queue.", ("reason",))
+        self.dead_lettered = self._counter("jobs_dead_lettered_total", "Jobs given up as poisonous.", ("reason",))
+        self.leases_lost = self._counter("leases_lost_total", "Jobs that somebody else took meanwhile.")
+        self.fenced = self._counter("results_fenced_total", "Results thrown away: the job was not ours.")
+        self.running = self._gauge("jobs_running", "Jobs in the device child.")
+
+    def _models(self) -> None:
+        of_model = ("model", "profile")
+        self.load_seconds = self._histogram(
+            "model_load_duration_seconds", "Seconds until a profile was resident.", SECONDS, of_model
+        )
+        self.loaded = self._gauge("models_loaded", "1 while the profile is resident.", of_model)
+        self.weights = self._gauge("model_weights_bytes", "Denoiser weights as stored by the profile.", of_model)
+        self.evictions = self._counter("model_evictions_total", "Profiles that left memory.", ("reason",))
+
+    def _process(self) -> None:
+        self.memory = self._gauge("process_resident_memory_bytes", "Resident memory.", ("process",))
+        self.memory.labels("supervisor").set_function(resident_bytes)
+        self.peak = self._gauge("process_peak_memory_bytes", "Most resident memory so far.", ("process",))
+        self.device_memory = self._gauge("device_memory_allocated_bytes", "Memory on the device.", ("device",))
+        self.up = self._gauge("worker_up", "1 while the worker takes jobs.", ("worker", "device"))
+        self.heartbeat = self._gauge("worker_last_heartbeat_timestamp_seconds", "Last heartbeat that Redis took.")
+        self.restarts = self._counter("child_restarts_total", "Device children replaced.", ("reason",))
+
+    def heard(self, message: FromChild, device: str) -> None:
+        """Account for a message that carries a measurement; others change nothing."""
+        if isinstance(message, BatchRan):
+            labels = (message.model, message.profile, message.backend, _flag(message.is_warmup))
+            self.steps.labels(*labels).inc(message.rows)
+            self.step_seconds.labels(*labels).observe(message.seconds)
+            self.batch_size.labels(*labels).observe(message.rows)
+        elif isinstance(message, StageTook):
+            labels = (message.model, message.profile, message.backend, _flag(message.is_warmup))
+            self.stage_seconds.labels(*labels, message.stage).observe(message.seconds)
+        elif isinstance(message, Loaded):
+            self.load_seconds.labels(message.model, message.profile).observe(message.seconds)
+            self.loaded.labels(message.model, message.profile).set(1)
+            self.weights.labels(message.model, message.profile).set(message.weights_bytes)
+        elif isinstance(message, Evicted):
+            self.evictions.labels(message.reason).inc()
+            self.loaded.labels(message.model, message.profile).set(0)
+        elif isinstance(message, Memory):
+            self.memory.labels("child").set(message.rss_bytes)
+            self.peak.labels("child").set(message.peak_bytes)
+            self.device_memory.labels(device).set(message.device_bytes)
+
+    def succeeded(self, result: JobResult) -> None:
+        """Account for a job whose result the queue took."""
+        used = result.used
+        labels = (used.model, used.profile, used.backend, _flag(False))
+        self.images.labels(*labels).inc(len(result.files))
+        self.pixels.labels(*labels).inc(sum(file.width * file.height for file in result.files))
+        self.completed.labels(used.model, used.profile, "succeeded").inc()
+
+    def child_gone(self, reason: str) -> None:
+        """The child died: nothing is resident any more."""
+        self.restarts.labels(reason).inc()
+        self.loaded.clear()
+        self.weights.clear()
+        self.device_memory.clear()
+        self.memory.labels("child").set(0)
+
+    def serve(self, host: str, port: int) -> MetricsServer:
+        """Answer GET /metrics at host:port (0 = any free port) from a thread of its own.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        return MetricsServer(*start_http_server(port, host, registry=self.registry))
+
+
+class MetricsServer:
+    """The running endpoint."""
+
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._server.server_port
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

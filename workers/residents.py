@@ -1,0 +1,225 @@
+"""Which models and profiles are in memory: loaded when first leased, least recently used out, never a busy one.
+
+Knows bytes and times of use. How things are loaded is given to it; must not import torch or know the channel.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobs.errors import JobFailed
+from workers.hub import Served
+from workers.task import Task
+
+if TYPE_CHECKING:
+    from pipelines.load import Components
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+"""Longest sleep between two looks at whether a waiting job was canceled."""
+
+
+class TooLarge(JobFailed):
+    """The model does not fit into the budget even alone."""
+
+    code = "out_of_memory"
+
+
+class Loader(Protocol):
+    """How things get into memory. Called on the leasing job's thread, one call at a time."""
+
+    def estimate(self, model: str, profile: str | None) -> int:
+        """Bytes, about, that the parts shared by a model's profiles (None), or one profile's denoiser, will take."""
+
+    def components(self, model: str) -> Components:
+        """Loads what all profiles of a model share."""
+
+    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+        """Loads a profile's denoiser and makes it ready to run."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A profile became resident; `seconds` with all that had to be loaded for it."""
+
+    served: Served
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A profile left memory."""
+
+    model: str
+    profile: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a job holds while it runs; `load_seconds` is how long it took to get."""
+
+    components: Components
+    served: Served
+    load_seconds: float
+
+
+@dataclass
+class _Entry:
+    thing: Any
+    weights_bytes: int
+    users: int = 0
+    used: int = 0
+
+
+_Key = tuple[str, str | None]  # (model, None) is what all profiles of the model share
+
+
+class Residents:
+    """The things in memory, under a budget of bytes."""
+
+    def __init__(self, loader: Loader, budget_bytes: int, tell: Callable[[Arrival | Departure], None]) -> None:
+        self._loader = loader
+        self._budget = budget_bytes
+        self._tell = tell
+        self._entries: dict[_Key, _Entry] = {}
+        self._changed = threading.Condition()
+        self._door = threading.Lock()  # one loads at a time: the libraries change global state while they do
+        self._pressed = False  # somebody waits for room: nobody may keep the busy ones busy by the short way
+        self._clock = itertools.count(1)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of everything resident, as measured after loading."""
+        with self._changed:
+            return self._total()
+
+    @property
+    def profiles(self) -> list[tuple[str, str]]:
+        """(model, profile) of everything resident, the least recently used first."""
+        with self._changed:
+            keys = sorted(self._entries, key=lambda key: self._entries[key].used)
+            return [(model, profile) for model, profile in keys if profile is not None]
+
+    @contextmanager
+    def lease(self, model: str, profile: str, task: Task) -> Iterator[Lease]:
+        """Holds a profile in memory, loading it first where it is not.
+
+        Raises:
+            TooLarge: it does not fit into the budget even with all else gone.
+            JobCanceledSignal: the task was canceled while it waited.
+        """
+        started = time.monotonic()
+        keys: list[_Key] = [(model, None), (model, profile)]
+        if not self._pin_resident(keys, unless_pressed=True):
+            self._enter(task)
+            try:
+                if not self._pin_resident(keys, unless_pressed=False):
+                    self._load(model, profile, task)
+            finally:
+                self._door.release()
+        try:
+            things = [self._entries[key].thing for key in keys]
+            yield Lease(things[0], things[1], time.monotonic() - started)
+        finally:
+            self._unpin(keys)
+
+    def _enter(self, task: Task) -> None:
+        while not self._door.acquire(timeout=LOOK_SECONDS):
+            task.check()
+
+    def _pin_resident(self, keys: list[_Key], *, unless_pressed: bool) -> bool:
+        with self._changed:
+            if (self._pressed and unless_pressed) or any(key not in self._entries for key in keys):
+                return False
+            for key in keys:
+                self._entries[key].users += 1
+            return True
+
+    def _unpin(self, keys: list[_Key]) -> None:
+        with self._changed:
+            for key in keys:
+                self._entries[key].users -= 1
+                self._entries[key].used = next(self._clock)
+            self._trim(self._budget)
+            self._changed.notify_all()
+
+    def _load(self, model: str, profile: str, task: Task) -> None:
+        """Loads what is missing and leaves both keys pinned. Called inside the door."""
+        started = time.monotonic()
+        shared: _Key = (model, None)
+        if not self._pin_resident([shared], unless_pressed=False):
+            self._make_room(shared, task)
+            self._add(shared, self._loader.components(model), None)
+        try:
+            self._make_room((model, profile), task)
+            served = self._loader.denoiser(model, profile, self._entries[shared].thing)
+        except BaseException:
+            self._unpin([shared])
+            raise
+        self._add((model, profile), served, served.denoiser.weights_bytes)
+        self._tell(Arrival(served, time.monotonic() - started))
+
+    def _add(self, key: _Key, thing: Any, weights_bytes: int | None) -> None:
+        with self._changed:
+            size = thing.weights_bytes if weights_bytes is None else weights_bytes
+            self._entries[key] = _Entry(thing, size, users=1, used=next(self._clock))
+            self._trim(self._budget)
+
+    def _make_room(self, key: _Key, task: Task) -> None:
+        """Evicts idle things, and waits for busy ones to become idle, until the key's estimate fits."""
+        need = self._loader.estimate(*key)
+        try:
+            while True:
+                task.check()
+                with self._changed:
+                    self._trim(self._budget - need)
+                    if self._total() + need <= self._budget:
+                        return
+                    if not self._busy_with_others(key[0]):
+                        raise TooLarge(
+                            f"{key[0]} needs about {need + self._total()} bytes of memory and the budget is "
+                            f"{self._budget}; raise HALFTONE_MEMORY_BUDGET_BYTES or use a smaller profile"
+                        )
+                    self._pressed = True
+                    self._changed.wait(LOOK_SECONDS)
+        finally:
+            self._pressed = False
+
+    def _busy_with_others(self, model: str) -> bool:
+        """Whether anything may still become idle: a thing in use but for the shared parts that the loader itself holds."""
+        return any(
+            entry.users > (1 if key == (model, None) else 0) for key, entry in self._entries.items()
+        )  # fmt: skip
+
+    def _trim(self, limit: int) -> None:
+        """Evicts idle things, the least recently used first, until the total is within the limit or all are busy."""
+        while self._total() > limit and (idle := self._idle()):
+            (model, profile), entry = min(idle, key=lambda item: item[1].used)
+            del self._entries[model, profile]
+            log.info("evicted %s/%s: %d bytes", model, profile or "shared parts", entry.weights_bytes)
+            del entry, idle
+            gc.collect()  # modules are full of cycles; their memory is wanted now
+            if profile is not None:
+                self._tell(Departure(model, profile, "memory_budget"))
+
+    def _idle(self) -> list[tuple[_Key, _Entry]]:
+        """What nobody uses; a model's shared parts only once none of its profiles is left."""
+        held = {model for model, profile in self._entries if profile is not None}
+        return [
+            (key, entry)
+            for key, entry in self._entries.items()
+            if entry.users == 0 and not (key[1] is None and key[0] in held)
+        ]
+
+    def _total(self) -> int:
+        return sum(entry.weights_bytes for entry in self._entries.values())

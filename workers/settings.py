@@ -1,0 +1,30 @@
+"""The worker's settings: bounds on time, memory and company. Read from the environment; knows no Redis and no torch."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.settings import Settings
+
+
+class WorkerSettings(Settings):
+    """What a worker may use, and how long anything may take. Times are seconds, sizes bytes."""
+
+    worker_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128)
+    lanes: tuple[Literal["image"], ...] = ("image",)
+    max_running: int = Field(16, ge=1, le=256, description="Jobs in the device child at once.")
+    memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")
+
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(9100, ge=0, le=65535, description="0 = any free port.")
+
+    drain_seconds: float = Field(100, ge=0, description="After SIGTERM. Keep under the container's grace period.")
+    start_seconds: float = Field(300, gt=0, description="From the child's start until it is ready.")
+    alive_seconds: float = Field(30, gt=0, description="A child silent for longer hangs.")
+    stall_seconds: float = Field(120, gt=0, description="A job without a step for longer hangs.")
+    first_step_seconds: float = Field(300, gt=0, description="The same before a job's first step, which may load.")
+    cancel_seconds: float = Field(15, gt=0, description="A child that does not confirm a cancel by then is killed.")
