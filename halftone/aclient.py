@@ -141,6 +141,7 @@ class AsyncClient:
         deadline = None if timeout is None else time.monotonic() + timeout
         failures = 0
         while True:
+            opened = time.monotonic()
             try:
                 async with contextlib.aclosing(self._stream(job_id, after, deadline)) as events:
                     async for event in events:
@@ -154,6 +155,8 @@ class AsyncClient:
             except httpx.TransportError as fault:
                 wire.silence(job_id, deadline)
                 error = wire.unreachable(self._http.base_url, fault)
+            if time.monotonic() - opened > wire.LIVED_SECONDS:
+                failures = 0
             delay = self._retry.delay(failures, error)
             if delay is None:
                 raise error

@@ -77,7 +77,7 @@ class Child:
         Raises:
             GivenUp: it ended before `was_ready` was set, or CRASHES times within CRASH_WINDOW_SECONDS.
         """
-        while not self._stopping:
+        while True:
             status = await self._run_once()
             if self._stopping:
                 return
@@ -89,6 +89,8 @@ class Child:
             delay = BACKOFF_SECONDS[min(self._recent_ends(), len(BACKOFF_SECONDS)) - 1]
             self.log.write("serve", f"the {self.name} {ended(status)}; starting it again in {delay} s")
             await asyncio.sleep(delay)
+            if self._stopping:
+                return
 
     async def stop(self) -> None:
         """Ends it and waits: SIGTERM, then SIGKILL to its whole session after `grace_seconds`."""

@@ -19,15 +19,11 @@ from halftone.version import __version__
 app = typer.Typer(
     cls=FaultsAsMessages,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Halftone: image generation in which every request chooses how hard the model is compressed.",
 )
-app.command()(generate)
-app.add_typer(jobs, name="jobs")
-app.command()(offline.quantize)
-app.command()(offline.evaluate)
-app.command()(offline.pull)
 
 
 def _show_version(value: bool) -> None:
@@ -56,6 +52,9 @@ def serve(
     from halftone.serve import serve as run
 
     raise typer.Exit(run(Plan(host, port, data, redis_url, tuple(model or ()))))
+
+
+app.command()(generate)
 
 
 @app.command()
@@ -88,6 +87,12 @@ def profiles(url: Url = None, api_key: ApiKey = None, local: Local = False, json
         render.emit_json(found)
     else:
         render.emit_table(render.PROFILE_COLUMNS, map(render.profile_row, found))
+
+
+app.add_typer(jobs, name="jobs")
+app.command()(offline.quantize)
+app.command()(offline.evaluate)
+app.command()(offline.pull)
 
 
 @app.command()

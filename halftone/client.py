@@ -137,6 +137,7 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         failures = 0
         while True:
+            opened = time.monotonic()
             try:
                 for event in self._stream(job_id, after, deadline):
                     after, failures = event.id, 0
@@ -149,6 +150,8 @@ class Client:
             except httpx.TransportError as fault:
                 wire.silence(job_id, deadline)
                 error = wire.unreachable(self._http.base_url, fault)
+            if time.monotonic() - opened > wire.LIVED_SECONDS:
+                failures = 0
             delay = self._retry.delay(failures, error)
             if delay is None:
                 raise error

@@ -22,6 +22,7 @@ T = TypeVar("T", bound=BaseModel)
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 EVENT_SILENCE_SECONDS = 60.0  # the gateway sends comments more often than that
+LIVED_SECONDS = 5.0  # a stream that ends after a longer life was no failure
 FINAL_EVENTS = frozenset(state.value for state in JobState if state.final)
 
 
@@ -115,11 +116,11 @@ def error_of(response: httpx.Response) -> HalftoneError:
         body = response.json()["error"]
         code, message, param = str(body.get("code")), str(body["message"]), body.get("param")
     except (ValueError, KeyError, TypeError, AttributeError):
-        code, param = "internal_error", None
+        code, param = "", None
         message = f"{response.request.url} answered {response.status_code}: {response.text[:200]}"
     kind = error_class(code, response.status_code)
     error = kind(message, param=param, retry_after=retry_after(response.headers))
-    error.code = code
+    error.code = code or kind.code
     return error
 
 

@@ -81,13 +81,12 @@ class Link:
     async def call(self, *command: str | float) -> Any:
         """Run one plain command that decides nothing."""
         with translated():
-            return await self.redis.execute_command(*command)
+            return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis types its verbs only
 
     async def pipeline(self, *commands: tuple[str | float, ...]) -> list[Any]:
         """Run several plain commands in one round trip; their replies in order."""
         with translated():
             pipe = self.redis.pipeline(transaction=False)
             for command in commands:
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]  # redis types only its own commands
+                pipe.execute_command(*command)
             return await pipe.execute()
-

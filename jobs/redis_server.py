@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,11 +25,11 @@ MAX_SOCKET_PATH = 100
 """Bytes; the kernel's limit for a unix socket's path is 108."""
 
 START_SECONDS = 60.0
-MAX_FAILED_STARTS = 5
+MAX_MUTE_STARTS = 5
+"""A server that answers before it ends is restarted for ever: giving up would lose what it holds."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _LOOK_SECONDS = 0.1
-_HEALTHY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -111,28 +112,31 @@ class RedisServer:
 
     def _supervise(self, binary: str, lock: int) -> None:
         socket = self._choose_socket()
-        failed_starts = 0
+        mute_starts = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             self.process = redis_process.start(binary, self._folder, socket, lock)
-            healthy = self._watch(self.process, socket)
+            answered = self._watch(self.process, socket)
             if self._stopping.is_set():
+                redis_process.stop(self.process)
                 break
             lived = time.monotonic() - began
-            failed_starts = 0 if healthy and lived >= _HEALTHY_SECONDS else failed_starts + 1
-            if failed_starts >= MAX_FAILED_STARTS:
-                self._give_up(f"the server ended {failed_starts} times in a row right after its start")
-                return
+            mute_starts = 0 if answered else mute_starts + 1
+            if mute_starts >= MAX_MUTE_STARTS:
+                self._give_up(f"the server ended {mute_starts} times in a row before it answered")
+                break
             status = self.process.returncode
             log.error("the embedded Redis ended with status %s after %.1f s; restarting it", status, lived)
-            self._stopping.wait(min(_FIRST_PAUSE * 2**failed_starts, _LONGEST_PAUSE) if failed_starts else 0)
-        if self.process is not None:
-            redis_process.stop(self.process)
-            self.process = None
+            self._stopping.wait(min(_FIRST_PAUSE * 2**mute_starts, _LONGEST_PAUSE))
+        self.process = None
+        self._forget(socket)
+
+    def _forget(self, socket: Path) -> None:
         address_file(self._settings).unlink(missing_ok=True)
+        socket.unlink(missing_ok=True)
         if socket.parent != self._folder:
-            socket.unlink(missing_ok=True)
-            socket.parent.rmdir()
+            with suppress(FileNotFoundError):
+                socket.parent.rmdir()
 
     def _watch(self, process: subprocess.Popen[bytes], socket: Path) -> bool:
         """Wait until the server ends or we shall stop it; whether it ever answered."""

@@ -93,7 +93,8 @@ def latents_to_vae(pipeline: Any, latents: Tensor, width: int, height: int) -> T
     if hasattr(pipeline, "_unpack_latents"):
         latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
     if latents.ndim != 4 or getattr(config, "scaling_factor", None) is None:
-        raise UnsupportedModel(f"{type(pipeline).__name__} keeps latents in a layout that previews do not know")
+        name = type(pipeline).__name__
+        raise UnsupportedModel(f"{name} keeps latents in a layout that previews do not know; ask for 0 previews")
     scaled: Tensor = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     return scaled
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from pipelines.denoiser import Denoiser, DenoiserCall
 from pipelines.families import call_arguments, latents_to_vae
 from pipelines.load import Components, new_pipeline
 from pipelines.proxy import Clock, DenoiserProxy
+
+
+Exclusive = Literal["text_encode", "vae_decode"]
+"""Stages that serve one thread at a time."""
 
 
 class NumericalError(JobFailed):
@@ -47,11 +51,11 @@ class Seams(Protocol):
     def denoise(self, call: DenoiserCall) -> Tensor:
         """Runs the denoiser: [B, ...] to [B, ...]."""
 
-    def alone(self, stage: str) -> AbstractContextManager[None]:
-        """Held around `text_encode` and `vae_decode`: tokenizers, text encoders and VAEs serve one thread at a time."""
+    def alone(self, stage: Exclusive) -> AbstractContextManager[None]:
+        """Held around a stage: tokenizers, text encoders and VAEs serve one thread at a time."""
 
-    def stepped(self, step: int, total: int, predicted: Tensor) -> None:
-        """`step` of `total` scheduler steps are done; `predicted` is the best guess at the final latents."""
+    def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
+        """`step` of `total` scheduler steps are done. `preview` decodes how far it is: [n, 3, H, W] in 0..1."""
 
 
 class Session:
@@ -98,12 +102,7 @@ class Session:
             pictures: Tensor = self.pipeline(**arguments, generator=generators)[0]
             return _finite(pictures.float().cpu(), "picture")
 
-    def preview(self, predicted: Tensor) -> Tensor:
-        """Decodes latents from `Seams.stepped` to pictures [n, 3, H, W] in 0..1.
-
-        Raises:
-            UnsupportedModel: the pipeline keeps its latents in a layout of its own.
-        """
+    def _preview(self, predicted: Tensor) -> Tensor:
         latents = latents_to_vae(self.pipeline, predicted, self._order.width, self._order.height)
         decoded = self.pipeline.vae.decode(latents.to(self.pipeline.vae.dtype), return_dict=False)[0]
         pictures: Tensor = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
@@ -127,7 +126,7 @@ class Session:
         def step_and_count(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             clock.step += 1
-            self._seams.stepped(clock.step, clock.total, _predicted(result))
+            self._seams.stepped(clock.step, clock.total, lambda: self._preview(_predicted(result)))
             return result
 
         scheduler.set_timesteps, scheduler.step = set_and_count, step_and_count
@@ -159,11 +158,11 @@ class DirectSeams:
         """Runs the denoiser now."""
         return self._denoiser.run(call)
 
-    def alone(self, stage: str) -> AbstractContextManager[None]:
+    def alone(self, stage: Exclusive) -> AbstractContextManager[None]:
         """There is nobody else."""
         return nullcontext()
 
-    def stepped(self, step: int, total: int, predicted: Tensor) -> None:
+    def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
         """Tells whoever wants to know."""
         if self._stepped is not None:
             self._stepped(step, total)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +25,7 @@ from quant.layers import QuantizedLayer, as_float_layer, empty_like, replace_lay
 from quant.recipe import Recipe
 from quant.report import LayerReport, Report
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of the folder's layout. A reader refuses any other."""
 
 MANIFEST, TENSORS = "manifest.json", "denoiser.safetensors"
@@ -172,7 +172,7 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
     Raises:
         ArtifactError: the artifact's tensors are not exactly those that the module needs.
     """
-    replace_layers(module, {layer.name: _empty(module, layer, manifest) for layer in manifest.layers if layer.scheme})
+    replace_layers(module, _empty_layers(module, manifest))
     try:
         stored = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
@@ -185,13 +185,16 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _empty(module: nn.Module, layer: LayerReport, manifest: Manifest) -> QuantizedLayer:
-    scheme = Recipe.model_validate(manifest.recipe).decide(layer.name).scheme
-    modules = dict(module.named_modules())
-    old = as_float_layer(modules[layer.name]) if layer.name in modules else None
-    if old is None or scheme is None:
-        raise ArtifactError(f"the artifact quantizes {layer.name}, which the model, or the recipe, does not")
-    return empty_like(old, scheme.activations.bits)
+def _empty_layers(module: nn.Module, manifest: Manifest) -> dict[str, QuantizedLayer]:
+    recipe, modules = Recipe.model_validate(manifest.recipe), dict(module.named_modules())
+    empty: dict[str, QuantizedLayer] = {}
+    for name in (layer.name for layer in manifest.layers if layer.scheme is not None):
+        scheme = recipe.decide(name).scheme
+        old = as_float_layer(modules[name]) if name in modules else None
+        if old is None or scheme is None:
+            raise ArtifactError(f"the artifact quantizes {name}, which the model, or the recipe, does not")
+        empty[name] = empty_like(old, scheme.activations.bits)
+    return empty
 
 
 def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], folder: Path) -> None:
@@ -207,7 +210,9 @@ def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], folder:
 
 
 def _require_finite(tensors: dict[str, Tensor]) -> None:
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    broken = [
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
     if broken:
         raise ArtifactError(f"nothing was saved: NaN or infinity in {', '.join(broken[:5])}")
 
@@ -216,7 +221,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
     partial = folder / f".{MANIFEST}"
     partial.write_text(text)
-    os.replace(partial, folder / MANIFEST)
+    partial.replace(folder / MANIFEST)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

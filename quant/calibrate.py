@@ -72,9 +72,7 @@ def _observed(module: nn.Module, layers: Mapping[str, FloatLayer], statistics: S
             handle.remove()
 
 
-def _observe(
-    name: str, fan_in: int, seen: LayerStatistics
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _observe(name: str, fan_in: int, seen: LayerStatistics) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         try:
             seen.inputs.add(arguments[0])

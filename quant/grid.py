@@ -34,7 +34,7 @@ class Affine:
     @property
     def high(self) -> int:
         """The largest integer of the grid; the smallest is 0."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
 
 def affine_over(low: float, high: float, bits: int) -> Affine:
@@ -46,7 +46,7 @@ def affine_over(low: float, high: float, bits: int) -> Affine:
     low, high = min(low, 0.0), max(high, 0.0)
     if not np.isfinite(high - low) or high <= low:
         raise ValueError(f"no grid spans [{low}, {high}]: it must be finite and wider than zero")
-    levels = 2**bits - 1
+    levels = (1 << bits) - 1
     scale = float(np.float32((high - low) / levels))
     if scale < float(np.finfo(np.float32).tiny):
         raise ValueError(f"no grid spans [{low}, {high}]: its points would be closer than float32 can tell")
@@ -60,7 +60,7 @@ def fake_quantize(values: Tensor, grid: Affine) -> Tensor:
 
 def symmetric_high(bits: int) -> int:
     """The largest integer of a symmetric grid of that width: 127 for 8 bits."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def weight_scales(weight: Tensor, bits: int, search: str) -> Tensor:

@@ -33,9 +33,11 @@ class QuantizedLayer(nn.Module):
     input_zero_point: Tensor
     bias: Tensor | None
 
-    def __init__(self, shape: tuple[int, ...], has_bias: bool, activation_bits: int, device: torch.device | str) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], has_bias: bool, activation_bits: int, device: torch.device | str
+    ) -> None:
         super().__init__()
-        self.activation_high = 2**activation_bits - 1
+        self.activation_high: int = (1 << activation_bits) - 1
         self.register_buffer("integers", torch.empty(shape, dtype=torch.int8, device=device))
         self.register_buffer("scales", torch.empty(shape[0], device=device))
         self.register_buffer("input_scale", torch.empty((), device=device))

@@ -121,7 +121,9 @@ def _mean_error(centres: Numbers, weights: Numbers, grid: Affine, power: float) 
     return float((weights * np.abs((integers - grid.zero_point) * grid.scale - centres) ** power).sum())
 
 
-def best_grid(histogram: Histogram, bits: int, search: Search, *, power: float = 2.0, percentile: float = 99.99) -> Affine:
+def best_grid(
+    histogram: Histogram, bits: int, search: Search, *, power: float = 2.0, percentile: float = 99.99
+) -> Affine:
     """The grid for what was counted: over all of it, over a percentile of it, or over the range of least error.
 
     Raises:

@@ -34,10 +34,10 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Repo
         raise QuantError(f"the statistics are of another module; they differ in {', '.join(strange[:5])}")
     fresh: dict[str, QuantizedLayer] = {}
     reports: list[LayerReport] = []
-    for name, owner, parameters in owners_of_weights(module):
+    for name, owner, tensors in owners_of_weights(module):
         layer = layers.get(name)
         if layer is None:
-            reports.append(_without_form(name, owner, parameters))
+            reports.append(_without_form(name, owner, tensors))
             continue
         seen = statistics.layers[name]
         quantized = _quantize_layer(name, layer, recipe, seen)
@@ -48,12 +48,14 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Repo
     return Report(layers=tuple(reports))
 
 
-def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Parameter]]]:
-    """(dotted name, module, its own parameters) of every module that has parameters of its own."""
+def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
+    """(dotted name, module, its own saved tensors) of every module that has parameters or saved buffers of its own."""
+    owned: dict[str, list[Tensor]] = {}
+    for name, tensor in module.state_dict().items():
+        owned.setdefault(name.rpartition(".")[0], []).append(tensor)
     for name, owner in module.named_modules():
-        parameters = dict(owner.named_parameters(recurse=False))
-        if parameters:
-            yield name, owner, parameters
+        if name in owned:
+            yield name, owner, owned[name]
 
 
 def _quantize_layer(name: str, layer: FloatLayer, recipe: Recipe, seen: LayerStatistics) -> QuantizedLayer | str:
@@ -108,8 +110,8 @@ def _report(
     )
 
 
-def _without_form(name: str, owner: nn.Module, parameters: dict[str, nn.Parameter]) -> LayerReport:
-    size = float_bytes(parameters.values())
+def _without_form(name: str, owner: nn.Module, tensors: list[Tensor]) -> LayerReport:
+    size = float_bytes(tensors)
     kind = type(owner).__name__
     return LayerReport(
         name=name, kind=kind, bytes_before=size, bytes_after=size, kept_float_because=f"{kind} has no quantized form"

@@ -1,4 +1,4 @@
-"""How to quantize, as data: bits, range searches, and ordered rules over layer names. Must not know any model by name."""
+"""How to quantize, as data: bits, range searches, ordered rules over layer names. Must not know any model by name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import tomllib
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import RecipeError
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of the recipe file's shape."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)

@@ -8,7 +8,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class LayerReport(BaseModel):
-    """One module that owns weights, or one bare parameter. Exactly one of `scheme` and `kept_float_because` is set."""
+    """One module that owns saved tensors. Exactly one of `scheme` and `kept_float_because` is set."""
 
     model_config = _STRICT
 

@@ -1,1 +1,1 @@
-"""The gateway: HTTP in, jobs out. Knows the queue and the catalogue of models, never a model itself; torch stays unloaded."""
+"""The gateway: HTTP in, jobs out. Knows the queue and the models' cards, never a model itself: torch stays unloaded."""

@@ -6,6 +6,7 @@ Nothing is clamped or dropped silently: what a model cannot do is refused with i
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from jobs.catalog import Catalog
 
-from jobs.errors import DiskFull, InvalidRequest, NoWorker
+from jobs.errors import InvalidRequest, NoWorker
 from jobs.job import Costs
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from jobs.records import WorkerInfo
@@ -24,7 +25,6 @@ _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 _LOOK_SECONDS = 1.0
 """How long a look at the workers or the disk stands: a burst of requests costs one."""
 NO_WORKER_RETRY_AFTER = 5.0
-DISK_RETRY_AFTER = 60.0
 
 
 class CostBook:
@@ -54,21 +54,21 @@ class CostBook:
 
 
 class Admission:
-    """Decides requests. `workers` and `free_bytes` are how it looks at the world; it remembers each look for a second."""
+    """Decides requests. `workers` and `check_floor` (raises DiskFull) are its eyes; a look is good for a second."""
 
     def __init__(
         self,
         settings: Settings,
         catalog: Catalog,
         workers: Callable[[], Awaitable[Sequence[WorkerInfo]]],
-        free_bytes: Callable[[], int],
+        check_floor: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._workers = workers
-        self._free_bytes = free_bytes
+        self._check_floor = check_floor
         self._seen_workers: tuple[float, Sequence[WorkerInfo]] | None = None
-        self._seen_disk: tuple[float, int] | None = None
+        self._disk_was_fine = float("-inf")
         self.costs = CostBook()
 
     async def admit(self, parameters: ImageParameters) -> ImageRequest:
@@ -79,7 +79,7 @@ class Admission:
         """
         request = self.resolve(parameters)
         self._check_cost(request)
-        self._check_disk()
+        await self._look_at_disk()
         await self._check_worker(request)
         return request
 
@@ -130,17 +130,11 @@ class Admission:
                 "Ask for fewer pixels, steps or pictures"
             )
 
-    def _check_disk(self) -> None:
+    async def _look_at_disk(self) -> None:
         now = time.monotonic()
-        if self._seen_disk is None or now - self._seen_disk[0] > _LOOK_SECONDS:
-            self._seen_disk = (now, self._free_bytes())
-        free, floor = self._seen_disk[1], self._settings.disk_floor_bytes
-        if free < floor:
-            raise DiskFull(
-                f"{free} bytes of disk are free, under the floor of {floor} that keeps results safe; "
-                "free some space, or lower HALFTONE_DISK_FLOOR_BYTES",
-                retry_after=DISK_RETRY_AFTER,
-            )
+        if now - self._disk_was_fine > _LOOK_SECONDS:
+            await asyncio.to_thread(self._check_floor)
+            self._disk_was_fine = now
 
     async def live_workers(self) -> Sequence[WorkerInfo]:
         """Workers whose heartbeat is alive, as seen within the last second."""
@@ -172,7 +166,7 @@ def _check_size(card: ModelCard, width: int, height: int) -> None:
             )
     if width * height > limits.max_pixels:
         raise InvalidRequest(
-            f"width, height: {card.id} makes at most {limits.max_pixels} pixels; got {width}x{height} = {width * height}",
+            f"width, height: {card.id} makes at most {limits.max_pixels} pixels; {width}x{height} are {width * height}",
             param="width",
         )
 

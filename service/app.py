@@ -7,11 +7,11 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
-from jobs.catalog import Catalog
-from jobs.files import ResultStore
 
+from jobs.catalog import Catalog
 from jobs.connection import connect, resolve
 from jobs.events import EventLog
+from jobs.files import ResultStore
 from jobs.queue import JobQueue
 from service import documents, errors
 from service.admission import Admission
@@ -41,7 +41,7 @@ def open_gateway(settings: Settings) -> Gateway:
     """
     redis = connect(resolve(settings), retries=REDIS_RETRIES)
     queue = JobQueue(redis, settings)
-    store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
+    store = ResultStore.of(settings)
     catalog = Catalog.scan(settings)
     if settings.default_model not in catalog.models:
         log.warning("the default model %r is not there; known: %s", settings.default_model, sorted(catalog.models))
@@ -53,7 +53,7 @@ def open_gateway(settings: Settings) -> Gateway:
         events=EventLog(redis, settings),
         store=store,
         catalog=catalog,
-        admission=Admission(settings, catalog, queue.workers, store.free_bytes),
+        admission=Admission(settings, catalog, queue.workers, store.check_floor),
         keys=Keys(settings.api_key_hashes),
         metrics=Metrics(),
         closing=loop.create_future(),

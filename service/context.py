@@ -1,4 +1,4 @@
-"""What all routes share, in one object made at start: settings, queue, events, files, catalogue, policy. No policy itself."""
+"""What all routes share, in one object made at start: settings, queue, events, files, models. Decides nothing."""
 
 from __future__ import annotations
 

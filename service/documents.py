@@ -1,4 +1,4 @@
-"""What the API's documentation says beyond the code: examples, and every error status of each route. Decides nothing."""
+"""What the API's documentation says beyond the code: examples, and each route's error statuses. Decides nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ERRORS: dict[int, tuple[str, str, str]] = {
     422: (
         "A field is unknown, missing, of the wrong type or out of bounds.",
         "invalid_request",
-        "n: Input should be …",
+        "n: must be …",
     ),
     429: ("The queue is full, or this key's part of it. Retry-After says when to come back.", "queue_full", "…"),
     431: ("The headers are too long.", "headers_too_large", "headers must be at most 16384 bytes in all"),

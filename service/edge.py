@@ -30,7 +30,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-site",
 }
-CACHED_ROUTES = "/v1/files/"
 
 
 class Edge:
@@ -55,7 +54,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _mark(message, scope["path"])
+                _mark(message)
             await send(message)
 
         gateway = self._gateway
@@ -103,11 +102,11 @@ class Edge:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
-def _mark(message: Message, path: str) -> None:
+def _mark(message: Message) -> None:
     headers = MutableHeaders(raw=message["headers"])
     for name, value in SECURITY_HEADERS.items():
         headers[name] = value
-    if not path.startswith(CACHED_ROUTES) and "cache-control" not in headers:
+    if "cache-control" not in headers:
         headers["Cache-Control"] = "no-store"
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's image request with our fields beside it, and the step to `ImageParameters`. Knows no HTTP, queue or model card."""
+"""OpenAI's image request with our fields beside it, and the step to `ImageParameters`. Knows no HTTP and no model."""
 
 from __future__ import annotations
 

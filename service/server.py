@@ -1,4 +1,4 @@
-"""Runs the application on a port, and ends it in order: SIGTERM is announced, then no new work, then open requests finish."""
+"""Runs the application on a port and ends it in order: announce, take nothing new, finish the rest. Knows no route."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class GatewayServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._loop = asyncio.get_running_loop()
+        self.listening = asyncio.Event()
 
     @property
     def port(self) -> int:
@@ -37,6 +38,7 @@ class GatewayServer(uvicorn.Server):
         """Begin to listen, and say where."""
         await super().startup(sockets)
         if self.started:
+            self.listening.set()
             log.info("listening on http://%s:%d", self._gateway.settings.host, self.port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

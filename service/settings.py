@@ -22,7 +22,7 @@ class Settings(SharedSettings):
     public_url: str | None = Field(
         None,
         pattern=r"^https?://[^/\s]+(/[^\s]*)?$",
-        description="The address in links, when a proxy stands before us.",
+        description="The address in links, behind a proxy.",
     )
     api_key_hashes: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="SHA-256 of each accepted API key in hexadecimal, separated by commas."

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from jobs.errors import QueueFull
 from jobs.events import Event
 from service.context import Gateway
+from service.waiting import every_event
 
 PING = b": ping\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -64,14 +65,13 @@ async def follow(gateway: Gateway, job_id: str, after: str = "0") -> AsyncGenera
     """
     settings, clock = gateway.settings, asyncio.get_running_loop().time
     deadline = clock() + settings.stream_seconds
-    source = cast("AsyncGenerator[Event, None]", gateway.events.follow(job_id, after))
+    source = every_event(gateway, job_id, after)
     pending: asyncio.Task[Event | None] | None = None
     try:
         while clock() < deadline and not gateway.draining:
             pending = pending or asyncio.create_task(_next(source))
-            await asyncio.wait(
-                {pending, gateway.closing}, timeout=settings.ping_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            ends: set[asyncio.Future[Any]] = {pending, gateway.closing}
+            await asyncio.wait(ends, timeout=settings.ping_seconds, return_when=asyncio.FIRST_COMPLETED)
             if not pending.done():
                 yield None
                 continue

@@ -1,10 +1,13 @@
-"""Waiting for a job on behalf of an open request: until it is final, the client goes, or patience ends. Knows no format."""
+"""Waiting for a job for an open request: until it is final, the client goes, or patience ends. Knows no format."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
 
 from fastapi import Request
 
@@ -53,9 +56,10 @@ def result_or_fault(state: JobState, result: JobResult | None, failure: Failure 
 async def _final_event(gateway: Gateway, request: Request, job: Job, cancel_when_gone: bool) -> Event:
     settled = asyncio.create_task(_last(gateway, job.id))
     gone = asyncio.create_task(_gone(request))
+    ends: set[asyncio.Future[Any]] = {settled, gone, gateway.last_call}
     patience = gateway.settings.sync_wait_seconds
     try:
-        await asyncio.wait({settled, gone, gateway.last_call}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         if settled.done():
             return settled.result()
         if gone.done():
@@ -69,10 +73,24 @@ async def _final_event(gateway: Gateway, request: Request, job: Job, cancel_when
         gone.cancel()
 
 
+async def every_event(gateway: Gateway, job_id: str, after: str = "0") -> AsyncGenerator[Event, None]:
+    """A job's events as they happen, through the terminal one."""
+    async with aclosing(cast("AsyncGenerator[Event, None]", gateway.events.follow(job_id, after))) as source:
+        async for event in source:
+            yield event
+            after = event.id
+            if event.final:
+                return
+    # the log takes a job for ended also when it ends between two of its own looks: what came then is still to be told
+    for event in await gateway.events.read(job_id, after):
+        yield event
+
+
 async def _last(gateway: Gateway, job_id: str) -> Event:
-    async for event in gateway.events.follow(job_id):
-        if event.final:
-            return event
+    async with aclosing(every_event(gateway, job_id)) as events:
+        async for event in events:
+            if event.final:
+                return event
     raise NotFound(f"job {job_id} has expired")
 
 

@@ -17,8 +17,6 @@ from workers.watchdog import Vitals
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-LAST_WORDS_SECONDS = 5.0
-"""How long a child may take to exit once it closed its channel, or was told to stop."""
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +27,13 @@ class ChildKeeper:
     def __init__(
         self,
         command: Sequence[str],
+        last_words_seconds: float,
         metrics: Metrics,
         heard: Callable[[FromChild], None],
         died: Callable[[Death], None],
     ) -> None:
         self._command = command
+        self._last_words = last_words_seconds
         self._metrics = metrics
         self._heard = heard
         self._died = died
@@ -68,12 +68,12 @@ class ChildKeeper:
                     log.info("device child %d is ready on %s", child.pid, message.device)
                 self._metrics.heard(message, self.device)
                 self._heard(message)
-            last_words = f"it closed its channel and did not exit within {LAST_WORDS_SECONDS:g} s"
+            last_words = f"it closed its channel and did not exit within {self._last_words:g} s"
         except ChannelError as error:
             child.end(Death(Cause.CRASH, str(error)))
             last_words = str(error)
         try:
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
+            async with asyncio.timeout(self._last_words):
                 return await child.wait()
         except TimeoutError:
             child.end(Death(Cause.CRASH, last_words))
@@ -120,7 +120,7 @@ class ChildKeeper:
             self.send(Stop())
             if at_once:
                 self.end(Death(Cause.STOPPED, "the worker stops"))
-        done, _ = await asyncio.wait([task], timeout=LAST_WORDS_SECONDS)
+        done, _ = await asyncio.wait([task], timeout=self._last_words)
         if not done:
             self.end(Death(Cause.STOPPED, "the worker stops"))
             await task

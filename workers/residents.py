@@ -196,10 +196,8 @@ class Residents:
             self._pressed = False
 
     def _busy_with_others(self, model: str) -> bool:
-        """Whether anything may still become idle: a thing in use but for the shared parts that the loader itself holds."""
-        return any(
-            entry.users > (1 if key == (model, None) else 0) for key, entry in self._entries.items()
-        )  # fmt: skip
+        """Whether anything may still become idle: all that is in use but the shared parts that the loader holds."""
+        return any(entry.users > int(key == (model, None)) for key, entry in self._entries.items())
 
     def _trim(self, limit: int) -> None:
         """Evicts idle things, the least recently used first, until the total is within the limit or all are busy."""

@@ -22,9 +22,11 @@ class WorkerSettings(Settings):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(9100, ge=0, le=65535, description="0 = any free port.")
 
+    sweep_seconds: float = Field(60, gt=0, description="Between two looks for result files that are to go.")
     drain_seconds: float = Field(100, ge=0, description="After SIGTERM. Keep under the container's grace period.")
     start_seconds: float = Field(300, gt=0, description="From the child's start until it is ready.")
     alive_seconds: float = Field(30, gt=0, description="A child silent for longer hangs.")
     stall_seconds: float = Field(120, gt=0, description="A job without a step for longer hangs.")
     first_step_seconds: float = Field(300, gt=0, description="The same before a job's first step, which may load.")
+    last_words_seconds: float = Field(5, gt=0, description="From the end of a child's channel until it must be gone.")
     cancel_seconds: float = Field(15, gt=0, description="A child that does not confirm a cancel by then is killed.")

@@ -17,6 +17,7 @@ from jobs.settings import Settings
 from workers.child import Cause, Death
 from workers.metrics import Metrics
 from workers.running import Running
+from workers.sweep import Sweeper
 
 REASONS = {
     Cause.CRASH: "worker_crashed",
@@ -34,15 +35,19 @@ log = logging.getLogger(__name__)
 class Settler:
     """Ends runs. Every method returns once the queue has taken, or refused, the end."""
 
-    def __init__(self, queue: JobQueue, files: ResultStore, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, queue: JobQueue, files: ResultStore, sweeper: Sweeper, metrics: Metrics, settings: Settings
+    ) -> None:
         self._queue = queue
         self._files = files
+        self._sweeper = sweeper
         self._metrics = metrics
         self._settings = settings
 
     async def finished(self, run: Running, result: JobResult) -> None:
         """The files are stored: publish them, or delete them when the job is not ours any more."""
         if await self._told(run, lambda: self._queue.succeed(run.claim, result)):
+            self._sweeper.settled(run.key)
             self._metrics.succeeded(result)
             return
         log.warning("job %s: somebody else owns it by now; this result is thrown away", run.job_id)

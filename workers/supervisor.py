@@ -30,6 +30,7 @@ from workers.metrics import Metrics
 from workers.running import Phase
 from workers.settings import WorkerSettings
 from workers.settle import Settler
+from workers.sweep import Sweeper
 from workers.watchdog import judge
 
 LATE_SECONDS = 1.0
@@ -37,7 +38,6 @@ LATE_SECONDS = 1.0
 AWAY_SECONDS = 0.1
 """Pause after a call to an absent Redis, on top of the client's own retries."""
 LAST_SETTLES_SECONDS = 10.0
-SWEEP_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +55,20 @@ class Supervisor:
     ) -> None:
         self.name = f"{settings.worker_name}-{os.getpid()}-{secrets.token_hex(3)}"
         self._queue = queue
-        self._files = files
         self._settings = settings
         self._metrics = metrics
         self._work = asyncio.Event()  # something may be taken
-        self._renewal = asyncio.Event()  # leases and cancels are to be looked at now
+        self._renewal = asyncio.Event()  # leases are to be looked at now
+        self._news = asyncio.Event()  # something about this worker changed that others want to know
         self._draining = asyncio.Event()
         self._at_once = asyncio.Event()
         self._started_at = time.time()
         self._culprits: frozenset[tuple[str, str]] = frozenset()
-        self._keeper = ChildKeeper(command, metrics, self._heard, self._died)
-        settler = Settler(queue, files, metrics, settings)
+        # what the last child could run; kept while it is replaced, because the next one can run the same
+        self._profiles: dict[str, tuple[str, ...]] = {}
+        self._keeper = ChildKeeper(command, settings.last_words_seconds, metrics, self._heard, self._died)
+        self._sweeper = Sweeper(queue, files, grace=settings.lease_seconds)
+        settler = Settler(queue, files, self._sweeper, metrics, settings)
         self._hands = Hands(queue, settler, metrics, settings.results_dir, self._keeper.send, self._work.set)
 
     # ---- life --------------------------------------------------------------------------------------------------------
@@ -78,11 +81,11 @@ class Supervisor:
             taking = group.create_task(self._take_loop())
             loops = [
                 group.create_task(self._listen_loop()),
-                group.create_task(self._renew_loop()),
                 group.create_task(self._watch_loop()),
-                group.create_task(self._every(third, self._beat)),
+                group.create_task(self._every(third, self._renew, sooner=self._renewal)),
+                group.create_task(self._every(third, self._beat, sooner=self._news)),
                 group.create_task(self._every(min(5.0, third), self._reap)),
-                group.create_task(self._every(SWEEP_SECONDS, self._sweep)),
+                group.create_task(self._every(self._settings.sweep_seconds, self._sweeper.sweep)),
             ]
             await self._draining.wait()
             await self._finish(taking, keeping)
@@ -126,6 +129,8 @@ class Supervisor:
             if self._hands.heard(message):
                 self._keeper.proved()
         elif isinstance(message, Ready):
+            self._profiles = message.profiles
+            self._news.set()
             self._hands.open = True
             self._hands.dispatch()
             self._work.set()
@@ -184,16 +189,8 @@ class Supervisor:
             if run.job_id in canceled:
                 self._hands.cancel(run)
 
-    async def _renew_loop(self) -> None:
-        """Renew three times per lease, and at once when there is cause."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.heartbeat_seconds):
-                    await self._renewal.wait()
-            self._renewal.clear()
-            await self._attempt(self._renew)
-
     async def _renew(self) -> None:
+        """Keep the leases, and learn which are lost and which jobs should stop."""
         held = {run.job_id: run for run in self._hands.all if not run.lost}
         if not held:
             return
@@ -207,13 +204,12 @@ class Supervisor:
         """Tell all who ask what this worker can do."""
         state = self._state()
         inside = len(self._hands.in_phase(Phase.IN_CHILD))
-        profiles = self._keeper.ready.profiles if self._keeper.ready else {}
         info = WorkerInfo(
             name=self.name,
             state=state,
             lanes=self._settings.lanes,
-            models=tuple(profiles),
-            profiles=profiles,
+            models=tuple(self._profiles),
+            profiles=self._profiles,
             device=self._keeper.device,
             running=inside,
             room=max(0, self._settings.max_running - inside),
@@ -237,16 +233,20 @@ class Supervisor:
             log.warning("%d jobs whose lease had ended go back to the queue", returned)
             self._metrics.retried.labels("lease").inc(returned)
 
-    async def _sweep(self) -> None:
-        """Delete result files whose time is over."""
-        await asyncio.to_thread(self._files.sweep, time.time())
-
     # ---- patience --------------------------------------------------------------------------------------------------
 
-    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    async def _every(
+        self, seconds: float, action: Callable[[], Awaitable[None]], sooner: asyncio.Event | None = None
+    ) -> None:
+        """Act now, then at least every `seconds`, and whenever `sooner` is set."""
+        cause = sooner or asyncio.Event()
         while True:
             await self._attempt(action)
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311  workers must not march in step
+            with contextlib.suppress(TimeoutError):
+                # workers must not march in step
+                async with asyncio.timeout(seconds * random.uniform(0.8, 1.0)):  # noqa: S311
+                    await cause.wait()
+            cause.clear()
 
     async def _attempt(self, action: Callable[[], Awaitable[None]]) -> bool:
         """Call Redis; False when it is away, which is a reason to try again, never to give up."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from jobs.request import Priority
+from jobs.files import ResultStore
+from jobs.request import ImageRequest, Priority
 
 RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
@@ -56,3 +58,12 @@ class Task:
         """Sleeps, or raises JobCanceledSignal as soon as the job is canceled."""
         self._canceled.wait(seconds)
         self.check()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A request, where its files go, and how long it waited before."""
+
+    request: ImageRequest
+    store: ResultStore
+    queue_seconds: float = 0.0

@@ -123,6 +123,7 @@ def _tell(images: Images, paths: list[Path]) -> None:
     for path, picture in zip(paths, images, strict=True):
         render.emit_line(f"{path}  (seed {picture.seed}, {picture.about.size_bytes} bytes)")
     render.note(render.used_line(images.used))
-    render.note(render.costs_line(images.costs))
+    if took := render.costs_line(images.costs):
+        render.note(took)
     for notice in images.notices:
         render.note(f"note: {notice.message}")

@@ -1,1 +1,1 @@
-"""The gateway's routes, one group a file. They translate between HTTP and `jobs`; all policy lives in `service.admission`."""
+"""The routes, one group a file. They translate between HTTP and `jobs`, and know no policy: that is `admission`'s."""

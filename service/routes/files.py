@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -20,7 +19,7 @@ router = APIRouter(tags=["Files"])
 _TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "jpg": "image/jpeg"}
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _JOB_PART = 32
-_PICTURE = {"content": {kind: {} for kind in sorted(set(_TYPES.values()))}}
+_PICTURE: dict[str, Any] = {"content": {kind: {} for kind in sorted(set(_TYPES.values()))}}
 _ANSWERS = documents.faults(404, 410, 416) | {
     200: {**_PICTURE, "description": "The picture."},
     206: {**_PICTURE, "description": "The range that was asked for."},
@@ -33,7 +32,6 @@ _ANSWERS = documents.faults(404, 410, 416) | {
 async def get_file(request: Request, file_id: str, owner: Annotated[str, Depends(owner_of)]) -> Response:
     """A result picture. A file never changes, so its id is its ETag. One `Range` at a time."""
     gateway = gateway_of(request)
-    path = await _locate(gateway, owner, file_id)
     etag = f'"{file_id}"'
     headers = {
         "ETag": etag,
@@ -41,26 +39,27 @@ async def get_file(request: Request, file_id: str, owner: Annotated[str, Depends
         "Cache-Control": f"private, max-age={gateway.settings.result_ttl_seconds}, immutable",
         "Content-Disposition": f'inline; filename="{file_id}"',
     }
-    if _matches(request.headers.get("if-none-match"), etag):
-        return Response(status_code=304, headers=headers)
-    size = await asyncio.to_thread(_size, path)
-    span = _span(request, etag, size)
-    first, last = span or (0, size - 1)
-    if span is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-    headers["Content-Length"] = str(last - first + 1)
-    data = b"" if request.method == "HEAD" else await asyncio.to_thread(_read, path, first, last - first + 1)
-    kind = _TYPES.get(path.suffix.removeprefix("."), "application/octet-stream")
+    with await _open(gateway, owner, file_id) as file:
+        if _matches(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        size = os.fstat(file.fileno()).st_size
+        span = _span(request, etag, size)
+        first, last = span or (0, size - 1)
+        if span is not None:
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        headers["Content-Length"] = str(last - first + 1)
+        data = b"" if request.method == "HEAD" else await asyncio.to_thread(_read, file, first, last - first + 1)
+    kind = _TYPES.get(file_id.rpartition(".")[2], "application/octet-stream")
     return Response(data, 206 if span else 200, headers, media_type=kind)
 
 
-async def _locate(gateway: Gateway, owner: str, file_id: str) -> Path:
-    """Where the file lies; raises NotFound, also for another key's, or Expired when it was there once."""
+async def _open(gateway: Gateway, owner: str, file_id: str) -> BinaryIO:
+    """The file, for reading; raises NotFound, also for another key's, or Expired when it was there once."""
     job_id = file_id[:_JOB_PART]
     if gateway.keys.required:
         await gateway.queue.get(job_id, owner)
     try:
-        return gateway.store.path_of(file_id)
+        return await asyncio.to_thread(gateway.store.open, file_id)
     except NotFound:
         if await _was_there(gateway, job_id, file_id):
             raise Expired("the file has expired; its job's record says how to make it again") from None
@@ -102,13 +101,6 @@ def _unsatisfiable(size: int, message: str) -> RangeNotSatisfiable:
     return RangeNotSatisfiable(message, size)
 
 
-def _size(path: Path) -> int:
-    return path.stat(follow_symlinks=False).st_size
-
-
-def _read(path: Path, offset: int, count: int) -> bytes:
-    """Bytes of a result file; a link in its place is not followed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(offset)
-        return file.read(count)
+def _read(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations: OpenAI's image route on top of jobs. Whatever is asked becomes one job, and its result the answer."""
+"""POST /v1/images/generations: OpenAI's image route on top of jobs: a request is one job. Knows no model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from jobs.errors import HalftoneError, InvalidRequest, JobFailed, TimedOut
 from jobs.events import Event
 from jobs.job import Job, JobResult, JobState, ResultFile
+from jobs.records import Submission
 from jobs.request import ImageRequest
 from service import answers, documents, errors, intake, streaming, waiting
 from service.context import Gateway, gateway_of, owner_of
@@ -62,9 +63,7 @@ async def generate(request: Request, owner: Annotated[str, Depends(owner_of)]) -
     return answers.model_answer(_answer(job, result, pictures), headers=location)
 
 
-async def _submit(
-    request: Request, gateway: Gateway, owner: str, body: ImagesBody, sent: dict[str, Any]
-) -> intake.Submission:
+async def _submit(request: Request, gateway: Gateway, owner: str, body: ImagesBody, sent: dict[str, Any]) -> Submission:
     """Submit, with faults of width and height told in the words of this route."""
     try:
         return await intake.submit(request, gateway, owner, body.parameters(), sent)
@@ -86,8 +85,12 @@ async def _picture(gateway: Gateway, base: str, file: ResultFile, inline: bool) 
 
 
 async def _inline(gateway: Gateway, file: ResultFile) -> str:
-    data = await asyncio.to_thread(gateway.store.path_of(file.id).read_bytes)
-    return base64.b64encode(data).decode("ascii")
+    return await asyncio.to_thread(_read_inline, gateway, file.id)
+
+
+def _read_inline(gateway: Gateway, file_id: str) -> str:
+    with gateway.store.open(file_id) as file:
+        return base64.b64encode(file.read()).decode("ascii")
 
 
 def _answer(job: Job, result: JobResult, pictures: list[answers.Picture]) -> answers.ImagesAnswer:

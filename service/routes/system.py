@@ -46,7 +46,7 @@ async def model(request: Request, model_id: str, _: Owner) -> Response:
 async def profiles(
     request: Request,
     _: Owner,
-    model: Annotated[str | None, Query(max_length=128, description="Only this model's.")] = None,
+    model: Annotated[str | None, Query(max_length=128, description="Of one model.")] = None,
 ) -> Response:
     """The quantization profiles a request may choose: bits, bytes, and fidelity to float as measured."""
     catalog = gateway_of(request).catalog

@@ -82,17 +82,18 @@ def sleep(end: ChildEnd, run: Run, words: list[str]) -> bool:
 
 
 def misbehave(end: ChildEnd, word: str) -> None:
-    deeds: dict[str, Callable[[], object]] = {
+    deeds: dict[str, Callable[[], None]] = {
         "crash": lambda: os._exit(3),
         "segv": lambda: os.kill(os.getpid(), signal.SIGSEGV),
         "exit0": lambda: os._exit(0),
-        "hang": lambda: time.sleep(1000),
-        "mute": lambda: (mute.set(), time.sleep(1000)),
-        "deaf": lambda: (end._sock.shutdown(2), time.sleep(1000)),
-        "garbage": lambda: (end._sock.sendall(b"not json\n"), time.sleep(1000)),
+        "hang": lambda: None,
+        "mute": lambda: mute.set(),
+        "deaf": lambda: end._sock.shutdown(2),
+        "garbage": lambda: end._sock.sendall(b"not json\n"),
     }
     if word in deeds:
         deeds[word]()
+        time.sleep(1000)
 
 
 def work(end: ChildEnd, run: Run) -> None:

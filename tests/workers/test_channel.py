@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.request import ImageRequest
-from workers.channel import Cancel, ChannelError, ChildEnd, Previewed, Run, Stepped, Stop, SupervisorEnd
+from workers.channel import Cancel, ChannelError, ChildEnd, Previewed, Run, Stepped, Stop, SupervisorEnd, ToChild
 
 REQUEST = ImageRequest(
     model="m",
@@ -39,7 +39,11 @@ async def pair() -> AsyncIterator[tuple[SupervisorEnd, ChildEnd]]:
 
 
 def test_the_child_hears_what_the_supervisor_sends_until_it_closes() -> None:
-    sent = [Run(**IDS, request=REQUEST, results_dir=Path("/tmp/r"), queue_seconds=0.25), Cancel(**IDS), Stop()]
+    sent: list[ToChild] = [
+        Run(**IDS, request=REQUEST, results_dir=Path("/tmp/r"), queue_seconds=0.25),
+        Cancel(**IDS),
+        Stop(),
+    ]
 
     async def talk() -> list[object]:
         async with pair() as (supervisor, child):

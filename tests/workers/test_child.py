@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.bench import FAKE
 from workers.channel import FromChild, Ready, Stop
 from workers.child import Cause, Child, Death, OomCounter, classify
-
-FAKE = (sys.executable, str(Path(__file__).parent / "fake_child.py"))
 
 
 async def started() -> Child:

@@ -22,7 +22,7 @@ from zoo.train import checkpoint
 class Plan:
     """What stage 1 does: optimizer steps, batch, peak learning rate, weight of the latents' prior."""
 
-    steps: int = 5500
+    steps: int = 4800
     batch: int = 16
     rate: float = 2e-3
     prior: float = 1e-7

@@ -34,7 +34,7 @@ CLASSES = [*(_VALUES * len(PLACES)), len(BACKGROUNDS) + 1]
 class Plan:
     """What stage 2 does: optimizer steps, captions per step, peak learning rate."""
 
-    steps: int = 2500
+    steps: int = 1650
     batch: int = 64
     rate: float = 1e-3
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from zoo.shapes.captions import VOCABULARY
@@ -15,14 +16,30 @@ LENGTH = 32
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's symbols with every occurrence of a pair made one."""
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
+
+
 def _merges() -> list[tuple[str, str]]:
-    """Merges that make each known word one token, found by training on the words alone."""
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator([" ".join(VOCABULARY)] * 2, trainer)
-    found = json.loads(trained.to_str())["model"]["merges"]
-    return [(left, right) for left, right in found]
+    """Byte-pair merges that make each known word one token.
+
+    The tokenizers library's own trainer breaks ties at random from run to run; here the alphabet breaks them, so that
+    the same words always get the same ids.
+    """
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in VOCABULARY]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for symbols in words for pair in pairwise(symbols)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = [_join(symbols, best) for symbols in words]
+    return merges
 
 
 def build() -> CLIPTokenizer:

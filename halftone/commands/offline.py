@@ -1,0 +1,102 @@
+"""`halftone quantize`, `evaluate` and `pull`: what is done to models without a server. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halftone import render
+from halftone.options import Json
+from jobs.errors import InvalidRequest
+
+ModelArgument = Annotated[str, typer.Argument(help="A model's id (see `halftone models --local`) or diffusers folder.")]
+Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line [default: the model's own].")]
+
+
+def quantize(
+    model: ModelArgument,
+    recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "w8a8",
+    prompts: Prompts = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: where a server looks].")] = None,
+    json: Json = False,
+) -> None:
+    """Quantize a model's denoiser by a recipe, calibrated on prompts: an artifact that servers offer as a profile."""
+    from halftone.build import quantize_model
+
+    lines = read_prompts(prompts) if prompts else None
+    with render.progress_bar() as progress:
+        task = progress.add_task("reading", total=None)
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        made = quantize_model(model, recipe, lines, out, on_progress)
+    if json:
+        render.emit_json({"folder": str(made.folder), "profile": made.card})
+        return
+    render.emit_line(str(made.folder))
+    render.emit_table(render.PROFILE_COLUMNS, [render.profile_row(made.card)])
+    for reason, count in made.kept_float.items():
+        render.note(f"{count} layers stay float: {reason}")
+
+
+def evaluate(
+    model: ModelArgument,
+    profiles: Annotated[str | None, typer.Option(help="Names, comma between [default: all].")] = None,
+    prompts: Prompts = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to use at most.")] = 32,
+    json: Json = False,
+) -> None:
+    """Compare a model's profiles with float on prompts: fidelity, size, seconds."""
+    from halftone.build import evaluate_model
+
+    names = [name.strip() for name in profiles.split(",") if name.strip()] if profiles else None
+    lines = read_prompts(prompts) if prompts else None
+    with render.progress_bar() as progress:
+        task = progress.add_task("reading", total=None)
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        rows = evaluate_model(model, names, lines, limit, on_progress)
+    if json:
+        render.emit_json(rows)
+    else:
+        columns = ("profile", "prompts", "PSNR dB", "SSIM", "weights MB", "of float %", "seconds")
+        render.emit_table(columns, [row.cells() for row in rows])
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="A repository on the hub, such as owner/name.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's id here [default: the repository's name].")] = None,
+    json: Json = False,
+) -> None:
+    """Download a diffusers model from the hub into the data folder: safetensors, JSON and text files, never code."""
+    from halftone.hub import pull_model
+
+    folder = pull_model(repo, revision, name)
+    if json:
+        render.emit_json({"id": folder.name, "folder": str(folder)})
+    else:
+        render.emit_line(str(folder))
+        render.note("A server finds it at its next start. Heed the model's own licence.")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not blank.
+
+    Raises:
+        InvalidRequest: there is none, or it is no text in UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as fault:
+        raise InvalidRequest(f"{path} is no text in UTF-8: {fault.reason}", param="prompts") from fault
+    found = [line for line in lines if line]
+    if not found:
+        raise InvalidRequest(f"{path} holds no prompt; it takes one a line", param="prompts")
+    return found

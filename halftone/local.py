@@ -1,0 +1,172 @@
+"""`--local`: the worker's own parts in this process, without queue, gateway or Redis. Knows no HTTP.
+
+The same code makes the picture, so its bytes equal those of a job that ran alone on a server of this machine.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from halftone.images import Images, Picture
+from halftone.views import ModelView, ProfileView
+from jobs.catalog import Catalog
+from jobs.errors import UnknownModel
+from jobs.files import ResultStore
+from jobs.job import JobResult, new_job_id
+from jobs.profile import FLOAT
+from jobs.request import ImageParameters, ImageRequest
+from service.admission import Admission, profiles_of
+from service.answers import card_answer
+from service.errors import from_validation
+from service.settings import Settings as GatewaySettings
+from workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from pipelines.denoiser import Denoiser
+    from pipelines.load import Components
+    from workers.hub import Served
+
+Step = Callable[[int, int], None]
+
+
+def known_models() -> tuple[ModelView, ...]:
+    """The models that a server of this machine would have."""
+    cards = Catalog.scan(GatewaySettings.load()).models
+    return tuple(ModelView.model_validate(card_answer(cards[name]).model_dump()) for name in sorted(cards))
+
+
+def known_profiles() -> tuple[ProfileView, ...]:
+    """The profiles that a server of this machine would have."""
+    cards = Catalog.scan(GatewaySettings.load()).models
+    found = [profile for name in sorted(cards) for profile in profiles_of(cards[name])]
+    return tuple(ProfileView.model_validate(profile.model_dump()) for profile in found)
+
+
+def decide(prompt: str, asked: dict[str, Any], catalog: Catalog, settings: GatewaySettings) -> ImageRequest:
+    """The request that a gateway would queue.
+
+    Raises:
+        InvalidRequest, UnknownModel, UnknownProfile: as the gateway does.
+    """
+    try:
+        parameters = ImageParameters.model_validate({"prompt": prompt, **asked})
+    except ValidationError as fault:
+        raise from_validation(fault.errors(), tuple(ImageParameters.model_fields)) from fault
+    return Admission(settings, catalog, _no_workers, _no_floor).resolve(parameters)
+
+
+def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images:
+    """Makes pictures in this process; `on_step` is called with (steps done, steps in all).
+
+    Raises:
+        HalftoneError: whatever a server would answer.
+    """
+    settings = GatewaySettings.load()
+    catalog = Catalog.scan(settings)
+    request = decide(prompt, asked, catalog, settings)
+    with TemporaryDirectory(prefix="halftone-") as folder:
+        store = ResultStore(Path(folder), settings.result_ttl_seconds)
+        job_id = new_job_id()
+        result = _run(request, job_id, store, catalog, on_step)
+        pictures = tuple(Picture(store.path_of(file.id).read_bytes(), file) for file in result.files)
+    return Images(job_id, pictures, result.used, result.costs, result.notices)
+
+
+def _run(request: ImageRequest, job_id: str, store: ResultStore, catalog: Catalog, on_step: Step) -> JobResult:
+    from pipelines.load import quiet
+    from workers.generate import Tools, generate
+    from workers.hub import Hub
+    from workers.memory import PeakMeter
+    from workers.residents import Residents
+    from workers.task import Assignment, Task
+    from workers.turns import Turns
+
+    quiet()
+    settings = WorkerSettings.load()
+    turns = Turns()
+    hub = Hub(turns, _ignore)
+    residents = Residents(OneShotLoader(catalog, settings), settings.memory_budget_bytes, _ignore)
+    hub.start()
+    try:
+        tools = Tools(residents, hub, turns, PeakMeter())
+        return generate(Task(job_id, secrets.token_hex(8)), Assignment(request, store), tools, Steps(on_step))
+    finally:
+        hub.stop()
+
+
+class OneShotLoader:
+    """Loads one profile for one job: nothing is warmed up or measured, for nothing comes after."""
+
+    def __init__(self, catalog: Catalog, settings: WorkerSettings) -> None:
+        self._catalog = catalog
+        self._settings = settings
+
+    def estimate(self, model: str, profile: str | None) -> int:
+        """Bytes: nothing else is in memory, so whatever it takes is within the budget or the machine's."""
+        return 0
+
+    def components(self, model: str) -> Components:
+        """What all profiles of the model share."""
+        from pipelines.load import load_components
+        from workers.engine import device_name
+
+        folder = self._catalog.card(model).folder
+        if folder is None:
+            raise UnknownModel(f"model {model} has no folder on this machine", param="model")
+        return load_components(folder, device=device_name())
+
+    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+        """A profile's denoiser."""
+        from workers.hub import Served
+
+        return Served(model, profile, open_denoiser(self._catalog, model, profile, components, self._settings))
+
+
+def open_denoiser(
+    catalog: Catalog, model: str, profile: str, components: Components, settings: WorkerSettings
+) -> Denoiser:
+    """Reads a profile's denoiser into memory."""
+    from pipelines.quantized import load_quantized
+
+    from pipelines.denoiser import TorchDenoiser
+    from pipelines.load import load_denoiser
+
+    if profile == FLOAT:
+        return TorchDenoiser(FLOAT, load_denoiser(components))
+    return load_quantized(catalog.profile(model, profile), components, settings)
+
+
+class Steps:
+    """Tells steps and nothing else of a job."""
+
+    def __init__(self, on_step: Step) -> None:
+        self._on_step = on_step
+
+    def stepped(self, step: int, total: int) -> None:
+        """Tells it."""
+        self._on_step(step, total)
+
+    def previewed(self, index: int, mime: str, b64: str) -> None:
+        """Nobody looks at previews here."""
+
+    def stage_took(self, stage: str, seconds: float, served: object) -> None:
+        """The result's costs say it."""
+
+
+async def _no_workers() -> tuple[()]:
+    """Asked by nobody: only the decision is used, not the admission."""
+    return ()
+
+
+def _no_floor() -> None:
+    """Likewise."""
+
+
+def _ignore(told: object) -> None:
+    """There are no metrics here."""

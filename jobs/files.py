@@ -1,0 +1,195 @@
+"""Result files on disk: written whole or not at all, found by id only, gone after their time. Knows no job and no HTTP.
+
+A file's id is `{job id}-{token}-{index}.{ext}`; it lies at `{results}/{first two of job id}/{job id}/{file id}`. Two
+attempts at a job never share a name, so that a fenced one can delete its own files and no others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import DiskFull, Expired, NotFound
+from jobs.settings import Settings
+
+_FILE_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9]{1,2})\.(png|webp|jpeg)", re.ASCII)
+_TEMPORARY = ".new-"
+_TEMPORARY_SECONDS = 3600.0
+_GRACE_SECONDS = 5.0
+"""Files are older than the record that promises how long they live: they are written before the job is settled."""
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class ResultStore:
+    """The results folder. All methods block on the disk: call them from a thread in an event loop.
+
+    `ttl` is how many seconds a file lives; `floor_bytes` how much free space `check_floor` asks for.
+    """
+
+    def __init__(self, results_dir: Path, ttl: float, floor_bytes: int = 0) -> None:
+        self._root = results_dir
+        self._ttl = ttl
+        self._floor = floor_bytes
+
+    @classmethod
+    def of(cls, settings: Settings) -> ResultStore:
+        """The store that the settings describe."""
+        return cls(settings.results_dir, settings.result_ttl_seconds, settings.disk_floor_bytes)
+
+    def write(self, job_id: str, token: str, index: int, data: bytes, ext: str) -> tuple[str, Path]:
+        """Store one picture; its id and path. When this returns, the file is whole, in place, and on disk.
+
+        Raises `DiskFull` when there is no space (nothing is left behind then), `NotFound` for parts that make no id.
+        """
+        file_id = f"{job_id}-{token}-{index}.{ext}"
+        folder = self._folder(_parse(file_id)[0])
+        temporary = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            descriptor = _create(temporary)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(folder / file_id)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            for changed in (folder, folder.parent, self._root):
+                _sync(changed)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull("no space is left for the result", retry_after=60) from error
+            raise
+        return file_id, folder / file_id
+
+    def path_of(self, file_id: str) -> Path:
+        """Where a file lies. Raises `NotFound` for what is no id or no file, `Expired` for one past its time."""
+        path = self._folder(_parse(file_id)[0]) / file_id
+        with self._open(path):
+            return path
+
+    def open(self, file_id: str) -> BinaryIO:
+        """A file for reading; it stays readable when it is swept meanwhile. Raises as `path_of`."""
+        return self._open(self._folder(_parse(file_id)[0]) / file_id)
+
+    def _open(self, path: Path) -> BinaryIO:
+        try:
+            if path.parent.is_symlink():
+                raise _unknown()
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+        except OSError as error:
+            if error.errno in _MISSING:
+                raise _unknown() from None
+            raise
+        facts = os.fstat(file.fileno())
+        if stat.S_ISREG(facts.st_mode) and not self._is_over(facts, time.time()):
+            return file
+        file.close()
+        raise Expired("the file's time is over; make it again") if stat.S_ISREG(facts.st_mode) else _unknown()
+
+    def discard(self, job_id: str, token: str) -> int:
+        """Delete the files of one attempt at a job; how many there were."""
+        _parse(f"{job_id}-{token}-0.png")
+        folder = self._folder(job_id)
+        doomed = list(folder.glob(f"{job_id}-{token}-*"))
+        for path in doomed:
+            path.unlink(missing_ok=True)
+        _remove_if_empty(folder)
+        return len(doomed)
+
+    def sweep(self, now: float) -> int:
+        """Delete what is over at Unix time `now`: expired files, remains of interrupted writes, empty folders."""
+        count = 0
+        for path in self._root.glob("??/*/*"):
+            with suppress(FileNotFoundError):
+                facts = path.lstat()
+                left_over = path.name.startswith(_TEMPORARY) and facts.st_mtime + _TEMPORARY_SECONDS <= now
+                if left_over or self._is_over(facts, now):
+                    path.unlink()
+                    count += 1
+        for pattern in ("??/*", "??"):
+            for folder in self._root.glob(pattern):
+                _remove_if_empty(folder)
+        return count
+
+    def attempts(self, before: float) -> Iterator[tuple[str, str]]:
+        """(job id, token) of each attempt whose newest file was written before Unix time `before`."""
+        newest: dict[tuple[str, str], float] = {}
+        for path in self._root.glob("??/*/*"):
+            match = _FILE_ID.fullmatch(path.name)
+            if match is not None:
+                with suppress(FileNotFoundError):
+                    key = (match[1], match[2])
+                    newest[key] = max(newest.get(key, 0.0), path.lstat().st_mtime)
+        return (key for key, written in newest.items() if written < before)
+
+    def free_bytes(self) -> int:
+        """Space left on the disk that holds the results."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._root).free
+
+    def check_floor(self) -> None:
+        """Raises `DiskFull` when less space is free than the operator wants kept."""
+        free = self.free_bytes()
+        if free < self._floor:
+            raise DiskFull(
+                f"{free} bytes are free for results and {self._floor} are the floor; free space on {self._root}",
+                retry_after=60,
+            )
+
+    def _folder(self, job_id: str) -> Path:
+        return self._root / job_id[:2] / job_id
+
+    def _is_over(self, facts: os.stat_result, now: float) -> bool:
+        return facts.st_mtime + self._ttl + _GRACE_SECONDS <= now
+
+
+def token_of(file_id: str) -> str:
+    """The token of the attempt that made a file. Raises `NotFound` for what is no id."""
+    return _parse(file_id)[1]
+
+
+def _parse(file_id: str) -> tuple[str, str]:
+    match = _FILE_ID.fullmatch(file_id)
+    if match is None:
+        raise _unknown()
+    return match[1], match[2]
+
+
+def _unknown() -> NotFound:
+    return NotFound("no such file; it may have expired")
+
+
+def _create(path: Path) -> int:
+    """A new file's descriptor. Its folder may be swept away as empty between our two calls: then once more."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (*_MISSING, errno.ENOTEMPTY, errno.EEXIST):
+            raise

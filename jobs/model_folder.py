@@ -1,0 +1,141 @@
+"""Reads one model's folder into its card: diffusers' layout, our optional `halftone.json`. Never reads a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs.profile import FLOAT, Defaults, Limits, ModelCard, ProfileCard
+from jobs.request import ModelId
+
+INDEX, SHEET = "model_index.json", "halftone.json"
+DENOISERS = ("unet", "transformer")
+
+_MAX_HEADER_BYTES = 100_000_000
+_DEFAULT_SIDE = 512
+_GUIDANCE = {"unet": 7.5, "transformer": 4.5}
+
+
+class BrokenModel(Exception):
+    """A folder that cannot be served; the message says why."""
+
+
+class Sheet(BaseModel):
+    """What `halftone.json` may say; what it leaves out follows the generic rules."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: ModelId | None = None
+    kind: Literal["image"] = "image"
+    description: str = ""
+    defaults: Defaults | None = None
+    limits: Limits | None = None
+    trained_sizes: tuple[tuple[int, int], ...] = ()
+    vocabulary: tuple[str, ...] | None = None
+
+
+def read_model(folder: Path) -> ModelCard:
+    """The card of the model in a folder, with its float profile.
+
+    Raises `BrokenModel` when something needed is missing, `OSError`, `ValueError` (also pydantic's).
+    """
+    index = _object_in(folder / INDEX)
+    part = next((name for name in DENOISERS if (folder / name).is_dir()), None)
+    if part is None:
+        raise BrokenModel(f"has none of the folders {', '.join(DENOISERS)}")
+    sheet = Sheet.model_validate_json((folder / SHEET).read_bytes()) if (folder / SHEET).exists() else Sheet()
+    name = sheet.id or folder.name
+    defaults = sheet.defaults or _generic_defaults(folder, part)
+    return ModelCard(
+        id=name,
+        kind=sheet.kind,
+        pipeline=str(index.get("_class_name", "")),
+        description=sheet.description,
+        defaults=defaults,
+        limits=sheet.limits or _generic_limits(defaults),
+        trained_sizes=sheet.trained_sizes,
+        vocabulary=sheet.vocabulary,
+        profiles=(_float_profile(name, 4 * _count_parameters(folder / part)),),
+        folder=folder,
+    )
+
+
+def null_model() -> ModelCard:
+    """The benches' model: makes a constant picture at once, so that only the service around it takes time."""
+    return ModelCard(
+        id="null",
+        pipeline="null",
+        description="A constant picture without a model, for benchmarks and fault tests.",
+        defaults=Defaults(width=64, height=64, num_inference_steps=4, guidance_scale=1.0),
+        limits=Limits(min_side=8, max_side=2048, multiple_of=8, max_pixels=2_097_152),
+        profiles=(_float_profile("null", 0).model_copy(update={"backend": "null"}),),
+    )
+
+
+def _float_profile(model: str, size: int) -> ProfileCard:
+    return ProfileCard(
+        name=FLOAT,
+        model=model,
+        backend="torch",
+        recipe=FLOAT,
+        weight_bits=32,
+        activation_bits=32,
+        weights_bytes=size,
+        float_weights_bytes=size,
+    )
+
+
+def _object_in(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise BrokenModel(f"has no {file.parent.name}/{file.name}") from None
+    if not isinstance(value, dict):
+        raise BrokenModel(f"{file.name} is not a JSON object")
+    return value
+
+
+def _generic_defaults(folder: Path, part: str) -> Defaults:
+    height, width = _trained_size(folder, part)
+    return Defaults(width=width, height=height, num_inference_steps=25, guidance_scale=_GUIDANCE[part])
+
+
+def _trained_size(folder: Path, part: str) -> tuple[int, int]:
+    """(height, width) by the denoiser's latent size and the autoencoder's scale; 512 where the configs do not say."""
+    sample = _object_in(folder / part / "config.json").get("sample_size")
+    if not (folder / "vae").is_dir() or sample is None:
+        return _DEFAULT_SIDE, _DEFAULT_SIDE
+    blocks = _object_in(folder / "vae" / "config.json").get("block_out_channels")
+    scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 8
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise BrokenModel(f"{part}/config.json has sample_size {sample!r}; expected one or two whole numbers")
+    return sides[0] * scale, sides[1] * scale
+
+
+def _generic_limits(defaults: Defaults) -> Limits:
+    smallest = min(256, defaults.width, defaults.height)
+    grain = math.gcd(16, defaults.width, defaults.height)
+    return Limits(min_side=smallest, max_side=2048, multiple_of=grain, max_pixels=2_097_152)
+
+
+def _count_parameters(folder: Path) -> int:
+    """How many numbers the denoiser has, by the headers of its weights files."""
+    every = sorted(folder.glob("*.safetensors"))
+    if not every:
+        raise BrokenModel(f"{folder.name} has no .safetensors file; other formats are never loaded")
+    plain = [file for file in every if file.name.count(".") == 1]  # not `….fp16.safetensors` beside the same in full
+    return sum(_numbers_in(file) for file in plain or every)
+
+
+def _numbers_in(file: Path) -> int:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
+            raise BrokenModel(f"{file.name} is not a safetensors file, or was cut short")
+        header = json.loads(stream.read(length))
+    return sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")

@@ -1,0 +1,53 @@
+"""Names of backends to what opens them. Imports a backend only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from quant.artifact import Manifest, load_into
+from quant.backends.call import Executable
+from quant.errors import BackendError
+
+BACKENDS = ("openvino", "reference")
+"""The backends that run artifacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a backend may use.
+
+    Attributes:
+        cache_dir: where compiled code may be kept between processes.
+        threads: CPU threads of one call; 0 leaves it to the backend.
+    """
+
+    cache_dir: Path
+    threads: int = 0
+
+
+def open_backend(
+    name: str, artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module], options: Options
+) -> Executable:
+    """An executable of an artifact (already verified); `empty()` builds the float module with meta parameters.
+
+    Raises:
+        BackendError: no such backend.
+        ArtifactError: the artifact does not fit the module.
+    """
+
+    def module() -> nn.Module:
+        return load_into(empty(), artifact, manifest)
+
+    if name == "reference":
+        from quant.backends.reference import ReferenceExecutable
+
+        return ReferenceExecutable(module())
+    if name == "openvino":
+        from quant.backends.openvino import OpenVinoExecutable
+
+        return OpenVinoExecutable(module, manifest, options.cache_dir, threads=options.threads)
+    raise BackendError(f"no backend {name!r}; known: {', '.join(BACKENDS)}")

@@ -1,0 +1,75 @@
+"""From a torch module of quantized layers to OpenVINO's graph on disk. Knows tracing; must not know how graphs are run.
+
+The graph keeps integers as int8 constants (converted and scaled to float in the graph) and input roundings as
+FakeQuantize: the shape in which OpenVINO recognizes a layer that its int8 kernels can run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.backends.call import Call, nested
+from quant.backends.runtime import openvino
+from quant.errors import BackendError
+from quant.layers import first_tensor
+
+_TRACING = threading.Lock()
+"""Tracing patches torch globally: one thread at a time."""
+
+
+class _Flat(nn.Module):
+    """The module as a function of tensors in a fixed order, everything else held constant."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.module = module
+        self._names = tuple(call.tensors())
+        self._constants = dict(call.constants)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return first_tensor(self.module(**nested({**dict(zip(self._names, tensors, strict=True)), **self._constants})))
+
+
+def convert(module: nn.Module, call: Call) -> Any:
+    """The module's graph for calls of this signature: an `openvino.Model` with a free number of rows.
+
+    Raises:
+        BackendError: the module cannot be traced or uses what OpenVINO lacks, or an argument has no effect.
+    """
+    example = call if call.count > 1 else call.padded(2)  # a traced batch of 1 may be taken for a constant
+    with _TRACING, warnings.catch_warnings(), torch.no_grad():
+        # tracing is deprecated in torch, and warns of every shape check that it takes for constant
+        warnings.simplefilter("ignore")
+        try:
+            model = openvino.convert_model(_Flat(module, example), example_input=tuple(example.tensors().values()))
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot take over {type(module).__name__}: {error}") from error
+    if len(model.inputs) != len(example.tensors()):
+        raise BackendError(f"{type(module).__name__} ignores one of {', '.join(example.tensors())}")
+    model.reshape(shapes(model, example, -1))
+    return model
+
+
+def shapes(model: Any, call: Call, rows: int) -> dict[Any, list[int]]:
+    """Input to shape for calls of this signature with that many rows; -1 rows leaves their number free."""
+    return {
+        port: [*([rows] if told.per_row else []), *told.shape]
+        for port, told in zip(model.inputs, call.inputs(), strict=True)
+    }
+
+
+def write(model: Any, path: Path) -> None:
+    """Writes a graph as `path` (.xml) with its constants beside it (.bin); both appear whole, the .xml last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=path.parent) as partial:
+        fresh = Path(partial) / "model.xml"
+        openvino.save_model(model, fresh, compress_to_fp16=False)
+        fresh.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        fresh.replace(path)

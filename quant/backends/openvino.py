@@ -1,0 +1,158 @@
+"""The openvino backend: int8 kernels on CPUs, one compiled graph per call signature and number of rows.
+
+Numbers of rows are fixed in each compiled graph and smaller batches are padded up. Fixed shapes run faster than free
+ones, and, measured, give a row the same bits in every batch size and place: pictures do not depend on their company.
+Graphs of one artifact are traced once and kept on disk; compiled code is kept in memory up to a bound, and on disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.artifact import Manifest
+from quant.backends import convert, kernels, runtime
+from quant.backends.call import Call
+from quant.errors import BackendError
+
+BUCKETS = (1, 2, 4, 8, 16)
+"""Numbers of rows that graphs are compiled for; larger calls run in parts."""
+
+COPIES_BYTES = 1 << 30
+"""Each compiled graph holds its own packed weights: so many bytes of copies are kept, and at least MIN_COMPILED."""
+
+MIN_COMPILED, MAX_COMPILED = 2, 16
+
+_log = logging.getLogger(__name__)
+
+
+class _Compiled:
+    """One compiled graph with its one request; calls take turns."""
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.model = model
+        self.rows = rows
+        self._request = model.create_infer_request()
+        self._turn = threading.Lock()
+
+    def run(self, call: Call) -> Tensor:
+        arrays = [tensor.detach().contiguous().numpy() for tensor in call.padded(self.rows).tensors().values()]
+        with self._turn:
+            result = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+            return torch.from_numpy(result[0][: call.count].copy())
+
+
+class OpenVinoExecutable:
+    """An artifact compiled on demand. Threads may share it; no graph is ever compiled twice at once."""
+
+    def __init__(
+        self, module: Callable[[], nn.Module], manifest: Manifest, cache_dir: Path, *, threads: int = 0
+    ) -> None:
+        identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
+        self._module = module
+        self._bytes = manifest.weights_bytes
+        self._folder = cache_dir / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        self._properties = runtime.properties(threads, self._folder / "compiled")
+        self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
+        self._ready: OrderedDict[tuple[str, int], Future[_Compiled]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._converting = threading.Lock()
+        self._closed = False
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the artifact's weights, times the number of compiled copies (at least one)."""
+        return 0 if self._closed else self._bytes * max(1, len(self._ready))
+
+    def run(self, call: Call) -> Tensor:
+        """The denoiser's output [B, ...] float32; calls of more than 16 rows run in parts.
+
+        Raises:
+            BackendError: the graph cannot be converted or compiled, or the executable was closed.
+        """
+        parts = [
+            self._compiled(part).run(part)
+            for part in (call.take(index) for index in torch.split(torch.arange(call.count), BUCKETS[-1]))
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def int8_share(self, call: Call) -> float:
+        """Share of the multiply-adds of a call that run in int8 kernels, 0..1, by the compiled graph."""
+        compiled = self._compiled(call)
+        model = runtime.core().read_model(self._graph(call))
+        model.reshape(convert.shapes(model, call, compiled.rows))
+        return kernels.int8_multiply_adds(compiled.model) / kernels.multiply_adds(model)
+
+    def close(self) -> None:
+        """Lets go of all compiled graphs; the executable cannot run again."""
+        with self._lock:
+            self._closed = True
+            self._ready.clear()
+
+    def _compiled(self, call: Call) -> _Compiled:
+        key = (call.signature(), bucket(call.count))
+        with self._lock:
+            if self._closed:
+                raise BackendError("the openvino executable was closed")
+            future = self._ready.get(key)
+            mine = future is None
+            if future is None:
+                future = self._ready[key] = Future()
+            self._ready.move_to_end(key)
+            while len(self._ready) > self._room:
+                self._ready.popitem(last=False)
+        if mine:
+            self._compile_for(key, call, future)
+        return future.result()
+
+    def _compile_for(self, key: tuple[str, int], call: Call, future: Future[_Compiled]) -> None:
+        try:
+            future.set_result(self._compile(call, key[1]))
+        except BaseException as error:
+            with self._lock:
+                self._ready.pop(key, None)
+            future.set_exception(error)
+            raise
+
+    def _compile(self, call: Call, rows: int) -> _Compiled:
+        core = runtime.core()
+        model = core.read_model(self._graph(call))
+        model.reshape(convert.shapes(model, call, rows))
+        try:
+            compiled = core.compile_model(model, "CPU", self._properties)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
+        _log.info("compiled %s for %d rows", call.signature(), rows)
+        return _Compiled(compiled, rows)
+
+    def _graph(self, call: Call) -> Path:
+        """The traced graph on disk for calls of this signature; traced now if it is not there yet."""
+        path = self._folder / f"{call.signature()}.xml"
+        with self._converting:
+            if not path.is_file():
+                module = self._module()
+                convert.write(convert.convert(module, call), path)
+                del module
+                gc.collect()  # traced graphs hold cycles; the torch copy of the weights goes with them
+        return path
+
+
+def bucket(rows: int) -> int:
+    """The smallest number of rows compiled for that holds so many.
+
+    Raises:
+        ValueError: there is none, or no row.
+    """
+    if not 1 <= rows <= BUCKETS[-1]:
+        raise ValueError(f"a compiled graph takes 1 to {BUCKETS[-1]} rows, not {rows}")
+    return next(size for size in BUCKETS if size >= rows)

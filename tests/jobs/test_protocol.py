@@ -1,0 +1,211 @@
+"""Random walks through the queue against a model: every move legal, every claim fenced, every index true."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from redis.asyncio import Redis
+
+from jobs.errors import JobFinished
+from jobs.job import TRANSITIONS, Costs, Failure, JobResult, JobState, Used
+from jobs.keys import RETURNED, Keys
+from jobs.queue import Claim, JobQueue
+from jobs.redis_server import connect
+from jobs.request import ImageRequest, Priority
+from jobs.settings import Settings
+
+T = TypeVar("T")
+USED = Used(
+    model="m",
+    profile="float",
+    backend="null",
+    seed=1,
+    num_inference_steps=4,
+    guidance_scale=1.0,
+    width=64,
+    height=64,
+    scheduler="none",
+)
+SETTLE: dict[str, Callable[[JobQueue, Claim], Coroutine[Any, Any, bool]]] = {
+    "succeeded": lambda queue, claim: queue.succeed(claim, JobResult(files=(), used=USED, costs=Costs())),
+    "failed": lambda queue, claim: queue.fail(claim, Failure(code="x", message="y")),
+    "canceled": lambda queue, claim: queue.confirm_cancel(claim),
+}
+
+
+@dataclass
+class Known:
+    """What the model believes of a job."""
+
+    owner: str
+    state: JobState = JobState.QUEUED
+    holder: str | None = None
+    asked: bool = False
+    suspects: int = 0
+    deliveries: int = 0
+    claims: list[Claim] = field(default_factory=list)
+
+
+class Walk(RuleBasedStateMachine):
+    """Two workers, a few jobs, any order of deeds, old claims used again and again."""
+
+    url = ""
+
+    @initialize()
+    def begin(self) -> None:
+        self.runner = asyncio.Runner()
+        self.settings = Settings.model_validate(
+            {"redis_url": self.url, "namespace": secrets.token_hex(6), "lease_seconds": 600, "max_deliveries": 5}
+        )
+        self.keys = Keys(self.settings.namespace)
+        self.redis: Redis = self.do(self.open())
+        self.queue = JobQueue(self.redis, self.settings)
+        self.reaper = JobQueue(self.redis, self.settings.model_copy(update={"lease_seconds": 0.001}))
+        self.jobs: dict[str, Known] = {}
+
+    async def open(self) -> Redis:
+        return connect(self.url)
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.do(self.redis.aclose())
+            self.runner.close()
+
+    def claims(self) -> list[tuple[str, Claim]]:
+        return [(job_id, claim) for job_id, job in self.jobs.items() for claim in job.claims]
+
+    def pick(self, data: st.DataObject) -> tuple[str, Known, Claim, bool]:
+        job_id, claim = data.draw(st.sampled_from(self.claims()))
+        job = self.jobs[job_id]
+        return job_id, job, claim, job.state is JobState.RUNNING and job.holder == claim.token
+
+    def released(self, job: Known) -> JobState:
+        if job.asked:
+            return JobState.CANCELED
+        worn = job.suspects >= self.settings.max_suspect_attempts or job.deliveries >= self.settings.max_deliveries
+        return JobState.FAILED if worn else JobState.QUEUED
+
+    @rule(owner=st.sampled_from(["", "a", "b"]), priority=st.sampled_from(list(Priority)))
+    def submit(self, owner: str, priority: Priority) -> None:
+        request = ImageRequest(
+            model="m",
+            profile="float",
+            prompt="x",
+            width=64,
+            height=64,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            seed=1,
+            priority=priority,
+        )
+        job_id = f"{len(self.jobs):032x}"
+        assert self.do(self.queue.submit(request, owner=owner, job_id=job_id)).created
+        self.jobs[job_id] = Known(owner)
+
+    @rule(worker=st.sampled_from(["w1", "w2"]), room=st.integers(1, 3))
+    def take(self, worker: str, room: int) -> None:
+        waiting = sum(job.state is JobState.QUEUED for job in self.jobs.values())
+        claims = self.do(self.queue.take(worker, room))
+        assert len(claims) == min(room, waiting)
+        for claim in claims:
+            job = self.jobs[claim.job.id]
+            assert job.state is JobState.QUEUED
+            job.state, job.holder = JobState.RUNNING, claim.token
+            job.deliveries += 1
+            job.claims.append(claim)
+
+    @precondition(lambda self: self.claims())
+    @rule(data=st.data(), verdict=st.sampled_from(sorted(SETTLE)))
+    def settle(self, data: st.DataObject, verdict: str) -> None:
+        _, job, claim, held = self.pick(data)
+        again = job.state.value == verdict and job.holder == claim.token
+        assert self.do(SETTLE[verdict](self.queue, claim)) == (held or again)
+        if held:
+            job.state = JobState(verdict)
+
+    @precondition(lambda self: self.claims())
+    @rule(data=st.data(), suspect=st.booleans())
+    def give_back(self, data: st.DataObject, suspect: bool) -> None:
+        _, job, claim, held = self.pick(data)
+        answer = self.do(self.queue.give_back(claim, suspect=suspect, reason="worker_crashed"))
+        if held:
+            assert answer
+            job.suspects += suspect
+            job.state, job.holder = self.released(job), None
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[job_id]
+        if job.state in (JobState.SUCCEEDED, JobState.FAILED):
+            with pytest.raises(JobFinished):
+                self.do(self.queue.cancel(job_id))
+            return
+        self.do(self.queue.cancel(job_id))
+        if job.state is JobState.QUEUED:
+            job.state = JobState.CANCELED
+        job.asked = True
+
+    @rule()
+    def let_leases_end(self) -> None:
+        running = [job for job in self.jobs.values() if job.state is JobState.RUNNING]
+        self.do(asyncio.sleep(0.003))
+        assert self.do(self.reaper.reap("w3")) == len(running)
+        for job in running:
+            job.state, job.holder = self.released(job), None
+
+    @precondition(lambda self: self.claims())
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        job_id, job, claim, held = self.pick(data)
+        answer = self.do(self.queue.renew([claim]))
+        assert (job_id in answer.lost) == (not held)
+        assert (job_id in answer.canceled) == (held and job.asked)
+
+    @invariant()
+    def redis_agrees(self) -> None:
+        if hasattr(self, "jobs"):
+            self.do(self.compare())
+
+    async def compare(self) -> None:
+        for job_id, known in self.jobs.items():
+            job = await self.queue.get(job_id)
+            assert (job.state, job.suspect_attempts, job.deliveries) == (known.state, known.suspects, known.deliveries)
+        waiting: set[str] = set()
+        running = 0
+        for priority in Priority:
+            waiting |= set(await self.redis.zrange(self.keys.waiting(priority), 0, -1))
+            if await self.redis.exists(self.keys.queue(priority)):
+                consumers = await self.redis.xinfo_consumers(self.keys.queue(priority), "workers")
+                running += sum(one["pending"] for one in consumers if one["name"] != RETURNED)
+        assert waiting == {job_id for job_id, job in self.jobs.items() if job.state is JobState.QUEUED}
+        assert running == sum(job.state is JobState.RUNNING for job in self.jobs.values())
+        owners = [job.owner for job in self.jobs.values() if job.state is JobState.QUEUED]
+        counted = await self.redis.hgetall(self.keys.queued)
+        assert counted == {owner: str(owners.count(owner)) for owner in set(owners)}
+
+
+def test_random_walks(redis_url: str) -> None:
+    Walk.url = redis_url
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    run_state_machine_as_test(
+        Walk, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, database=None, suppress_health_check=slow)
+    )
+
+
+def test_the_table_of_moves() -> None:
+    assert {state for state in JobState if state.final} == {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED}
+    assert JobState.QUEUED in TRANSITIONS[JobState.RUNNING], "when a lease ends"
+    assert JobState.SUCCEEDED not in TRANSITIONS[JobState.QUEUED]

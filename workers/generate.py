@@ -1,0 +1,91 @@
+"""The main path of one job in the device child: lease, draw, encode, store. Must not know the channel or the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.job import JobResult, Used
+from jobs.request import ImageRequest, Notice
+from pipelines.families import tokenizers
+from pipelines.session import Order, Session
+from workers.hub import Hub
+from workers.memory import PeakMeter
+from workers.residents import Lease, Residents
+from workers.seams import JobSeams, Reporter, Stages
+from workers.storing import encoded, store_pictures
+from workers.task import Assignment, Task
+from workers.turns import Turns
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all jobs of a child share."""
+
+    residents: Residents
+    hub: Hub
+    turns: Turns
+    peaks: PeakMeter
+
+
+def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobResult:
+    """Makes the request's pictures and stores them.
+
+    Raises:
+        HalftoneError: a fault to be told to the user; nothing stays stored.
+        JobCanceledSignal: the task was canceled; nothing stays stored.
+    """
+    request = run.request
+    with tools.peaks.watch() as peak, tools.residents.lease(request.model, request.profile, task) as lease:
+        stages = Stages(lease, report)
+        seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
+        session = Session(lease.components, order_of(request), seams)
+        pictures = session.draw()
+        notices = (*request.notices, *truncation_notices(session.pipeline, request, tools.turns))
+        used = used_by(request, lease)
+        files = store_pictures(task, run, encoded(request, pictures, used, stages), stages)
+        costs = stages.costs(run.queue_seconds, task.denoiser_calls, tools.peaks.read(peak))
+    return JobResult(files=files, used=used, costs=costs, notices=notices)
+
+
+def order_of(request: ImageRequest) -> Order:
+    """The request as pipelines know it."""
+    return Order(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width,
+        height=request.height,
+        steps=request.num_inference_steps,
+        guidance=request.guidance_scale,
+        seeds=request.seeds,
+    )
+
+
+def used_by(request: ImageRequest, lease: Lease) -> Used:
+    """What the request was really run with."""
+    return Used(
+        model=request.model,
+        profile=request.profile,
+        backend=lease.served.denoiser.backend,
+        seed=request.seed,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        width=request.width,
+        height=request.height,
+        scheduler=lease.components.scheduler_name,
+    )
+
+
+def truncation_notices(pipeline: Any, request: ImageRequest, turns: Turns) -> Iterator[Notice]:
+    """One notice per text of which no tokenizer of the pipeline sees all."""
+    for field_name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        with turns.take():  # tokenizers are not thread-safe
+            lengths = [
+                (len(tokenizer(text, truncation=False, verbose=False).input_ids), limit)
+                for tokenizer, limit in tokenizers(pipeline)
+            ]
+        if lengths and all(length > limit for length, limit in lengths):
+            length, limit = max(lengths, key=lambda pair: pair[1])
+            message = f"{field_name} has {length} tokens and the model reads the first {limit}; the rest had no effect"
+            yield Notice(code="prompt_truncated", message=message)

@@ -1,0 +1,119 @@
+"""How models get into memory and ready: read, warm up, measure batch limits. Imports torch; must not know budgets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jobs.catalog import Catalog
+from jobs.errors import JobFailed
+from jobs.profile import FLOAT, ModelCard, ProfileCard
+from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.load import Components, load_components, load_denoiser
+from pipelines.session import Exclusive, NumericalError, Order, Session
+from workers.hub import Hub, Served
+from workers.settings import WorkerSettings
+from workers.turns import Turns
+
+log = logging.getLogger(__name__)
+
+WARMUP_STEPS = 2
+
+
+class ModelLoader:
+    """Loads from the catalog's folders for `Residents`."""
+
+    def __init__(self, catalog: Catalog, settings: WorkerSettings, hub: Hub, turns: Turns, device: str) -> None:
+        self._catalog = catalog
+        self._settings = settings
+        self._hub = hub
+        self._turns = turns
+        self._device = device
+
+    def estimate(self, model: str, profile: str | None) -> int:
+        """Bytes by the sizes of files and cards: near the truth where weights are stored as they are used."""
+        card = self._catalog.card(model)
+        if profile is not None:
+            return self._catalog.profile(model, profile).weights_bytes
+        parts = _folder(card).glob("*/*.safetensors")
+        return sum(path.stat().st_size for path in parts if path.parent.name not in ("unet", "transformer"))
+
+    def components(self, model: str) -> Components:
+        """What all profiles of the model share."""
+        return load_components(_folder(self._catalog.card(model)), device=self._device)
+
+    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+        """A profile's denoiser, warmed up on the model's default size and with its batch limit measured."""
+        started = time.monotonic()
+        denoiser = self._open(self._catalog.profile(model, profile), components)
+        served = Served(model, profile, denoiser)
+        read = time.monotonic()
+        call = self._warm_up(self._catalog.card(model), components, served)
+        rows = self._hub.measure(served, call)
+        log.info(
+            "%s/%s: read in %.2f s, warmed up and measured in %.2f s, %d rows a call, %d bytes",
+            model, profile, read - started, time.monotonic() - read, rows, denoiser.weights_bytes,
+        )  # fmt: skip
+        return served
+
+    def _open(self, card: ProfileCard, components: Components) -> Denoiser:
+        if card.name == FLOAT:
+            return TorchDenoiser(FLOAT, load_denoiser(components))
+        from pipelines.quantized import load_quantized  # OpenVINO, which the float profile does not need
+
+        return load_quantized(card, components, self._settings)
+
+    def _warm_up(self, card: ModelCard, components: Components, served: Served) -> DenoiserCall:
+        """Draws a picture at the default size so that the first job finds all compiled; its last denoiser call."""
+        seams = _WarmSeams(served.denoiser, self._turns)
+        defaults = card.defaults
+        order = Order(
+            prompt="a",
+            negative_prompt="",
+            width=defaults.width,
+            height=defaults.height,
+            steps=WARMUP_STEPS,
+            guidance=defaults.guidance_scale,
+            seeds=[0],
+        )
+        try:
+            Session(components, order, seams).draw()
+        except NumericalError as error:
+            log.warning("%s/%s: the warm-up of %d steps: %s", card.id, served.profile, WARMUP_STEPS, error)
+        if seams.last is None:
+            raise JobFailed(f"the pipeline of {card.id} never calls its denoiser")
+        return seams.last
+
+
+class _WarmSeams:
+    """Runs the denoiser in turn with other jobs' work, and keeps the last call."""
+
+    def __init__(self, denoiser: Denoiser, turns: Turns) -> None:
+        self._denoiser = denoiser
+        self._turns = turns
+        self.last: DenoiserCall | None = None
+
+    def denoise(self, call: DenoiserCall) -> Tensor:
+        """Runs now, or as soon as the device is free."""
+        self.last = call
+        with self._turns.take(), torch.inference_mode():
+            return self._denoiser.run(call)
+
+    def alone(self, stage: Exclusive) -> AbstractContextManager[None]:
+        """The device's turn."""
+        return self._turns.take()
+
+    def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
+        """Nobody watches a warm-up."""
+
+
+def _folder(card: ModelCard) -> Path:
+    if card.folder is None:
+        raise JobFailed(f"model {card.id} has no folder on this machine")
+    return card.folder

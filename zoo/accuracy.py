@@ -1,0 +1,114 @@
+"""`python -m zoo.accuracy`: the share of unseen prompts that shapes-unet paints right, by the checker.
+
+Every named attribute must be right: count, background, colour, shape, size, and how two things lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from zoo.shapes.captions import caption
+from zoo.shapes.checker import faults
+from zoo.shapes.draw import draw
+from zoo.shapes.world import Scene, random_scene
+
+Picture = NDArray[np.uint8]
+Painter = Callable[[list[str], list[int]], Iterable[Picture]]
+"""Prompts and seeds to pictures, [64, 64, 3] uint8 each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt and the scene that its picture must show."""
+
+    prompt: str
+    scene: Scene
+
+
+@dataclass(slots=True)
+class Score:
+    """How many prompts were painted right, and what was wrong with the others."""
+
+    prompts: int = 0
+    right: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts with every attribute right, 0 to 1."""
+        return self.right / max(1, self.prompts)
+
+    def add(self, wrong: list[str]) -> None:
+        """Count one picture."""
+        self.prompts += 1
+        self.right += not wrong
+        self.faults.update(set(wrong))
+
+
+def unseen(things: int, count: int, seed: int = 2026) -> list[Task]:
+    """Prompts from combinations that training never shows, in random wordings that name every attribute."""
+    rng = np.random.default_rng([seed, things])
+    scenes = [random_scene(rng, things, unseen=True) for _ in range(count)]
+    return [Task(caption(scene, rng), scene) for scene in scenes]
+
+
+def score(tasks: list[Task], paint: Painter, *, first_seed: int = 0, batch: int = 25) -> Score:
+    """Paint every prompt with its own seed and check the pictures."""
+    result = Score()
+    for begin in range(0, len(tasks), batch):
+        part = tasks[begin : begin + batch]
+        seeds = [first_seed + begin + i for i in range(len(part))]
+        for task, picture in zip(part, paint([task.prompt for task in part], seeds), strict=True):
+            result.add(faults(picture, task.scene))
+    return result
+
+
+def checker_error(count: int = 2000, seed: int = 7) -> float:
+    """Share of true pictures of the world that the checker gets wrong in any attribute."""
+    rng = np.random.default_rng(seed)
+    scenes = [random_scene(rng, 1 + i % 2, unseen=bool(rng.random() < 0.5)) for i in range(count)]
+    return sum(bool(faults(draw(scene, rng), scene)) for scene in scenes) / count
+
+
+def painter(pipe: DiffusionPipeline, *, steps: int = 25, guidance: float = 4.0) -> Painter:
+    """Paints with a diffusers pipeline, each picture from its own seed."""
+
+    def paint(prompts: list[str], seeds: list[int]) -> list[Picture]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        made = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np")
+        return [np.rint(image * 255).astype(np.uint8) for image in made.images]
+
+    return paint
+
+
+def report(paint: Painter, count: int) -> dict[str, object]:
+    """Scores for one and for two objects, as JSON-able data."""
+    scores = {name: score(unseen(things, count), paint) for name, things in (("one", 1), ("two", 2))}
+    return {name: {**asdict(value), "accuracy": value.accuracy} for name, value in scores.items()}
+
+
+def main() -> None:
+    """Score the float model in a folder on unseen prompts and print JSON."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--model", type=Path, default=Path("zoo/models/shapes-unet"))
+    options.add_argument("--count", type=int, default=250, help="prompts per number of objects")
+    options.add_argument("--guidance", type=float, default=4.0)
+    choice = options.parse_args()
+    pipe = DiffusionPipeline.from_pretrained(choice.model)
+    pipe.set_progress_bar_config(disable=True)
+    found = report(painter(pipe, guidance=choice.guidance), choice.count)
+    print(json.dumps({**found, "checker_error": checker_error()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
