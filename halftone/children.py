@@ -79,7 +79,7 @@ class Child:
         """
         while True:
             status = await self._run_once()
-            if self._stopping:
+            if self._is_stopping():
                 return
             self._ends.append(time.monotonic())
             if not was_ready.is_set():
@@ -89,7 +89,7 @@ class Child:
             delay = BACKOFF_SECONDS[min(self._recent_ends(), len(BACKOFF_SECONDS)) - 1]
             self.log.write("serve", f"the {self.name} {ended(status)}; starting it again in {delay} s")
             await asyncio.sleep(delay)
-            if self._stopping:
+            if self._is_stopping():
                 return
 
     async def stop(self) -> None:
@@ -140,6 +140,9 @@ class Child:
                 self.log.write(self.name, line.decode(errors="replace").rstrip("\r"))
         if rest:
             self.log.write(self.name, rest.decode(errors="replace"))
+
+    def _is_stopping(self) -> bool:
+        return self._stopping  # may change at every await
 
     def _recent_ends(self) -> int:
         now = time.monotonic()

@@ -19,6 +19,8 @@ from halftone.wire import Event
 from jobs.errors import HalftoneError
 from jobs.job import Costs, Used
 
+PIPE_WIDTH = 240
+
 
 def plain(value: Any) -> Any:
     """Models and tuples as what JSON knows."""
@@ -65,17 +67,18 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout. Cells are text, never markup: they may come from prompts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column.endswith(("MB", "dB", "%", "bits", "seconds", "ms"))
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        right = column.endswith(("MB", "dB", "%", "bits", "seconds"))
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "prompt", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(table)
+    # in a pipe there is no width to keep to, and ids must stay whole
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def progress_bar() -> Progress:
     """A bar of denoising steps on stderr, so that stdout stays for results."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    return Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty())
 
 
 def model_row(model: ModelView) -> list[str]:

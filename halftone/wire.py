@@ -84,7 +84,7 @@ class EventParser:
 class RetryPolicy:
     """When a refused or broken call is made again: up to `retries` times, each after at most `max_wait` seconds."""
 
-    retries: int = 4
+    retries: int = 6
     max_wait: float = 60.0
 
     def delay(self, attempt: int, error: HalftoneError) -> float | None:

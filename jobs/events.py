@@ -51,6 +51,11 @@ def parse_event_id(text: str) -> str:
     return text
 
 
+def _place(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
 def _events(entries: list[Any] | None) -> list[Event]:
     return [Event(entry_id, fields["t"], json.loads(fields["d"])) for entry_id, fields in entries or [] if fields]
 
@@ -116,7 +121,7 @@ class EventLog:
                     if event.final:
                         return
                 if not events:
-                    if await self._ended(job_id):
+                    if await self._ended(job_id, after):
                         return
                     await _rings(wake, _SAFETY_SECONDS)
         finally:
@@ -125,11 +130,12 @@ class EventLog:
     async def _after(self, job_id: str, after: str) -> list[Event]:
         return _events(await self._link.call("XRANGE", self._keys.events(job_id), f"({after}", "+"))
 
-    async def _ended(self, job_id: str) -> bool:
+    async def _ended(self, job_id: str, after: str) -> bool:
+        """Whether the terminal event lies at or before a place; one that came just now has still to be read."""
         last = _events(await self._link.call("XREVRANGE", self._keys.events(job_id), "+", "-", "COUNT", 1))
         if not last:
             raise NotFound(f"job {job_id} has no events: it does not exist, or they have expired")
-        return last[0].final
+        return last[0].final and _place(last[0].id) <= _place(after)
 
     def _watch(self, job_id: str) -> asyncio.Event:
         wake = asyncio.Event()

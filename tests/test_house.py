@@ -34,7 +34,7 @@ def test_most_functions_fit_in_a_glance() -> None:
     assert statistics.median(sizes) < 10
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stat().st_size], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [p for p in FILES if p.stat().st_size], ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), "the first statement must be a docstring"
 
@@ -47,5 +47,6 @@ def test_torch_stays_unloaded(room: str) -> None:
 
 
 def test_imports_run_one_way() -> None:
-    done = subprocess.run([str(Path(sys.executable).with_name("lint-imports"))], cwd=ROOT, capture_output=True, text=True, check=False)
+    tool = str(Path(sys.executable).with_name("lint-imports"))
+    done = subprocess.run([tool], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -181,11 +181,8 @@ class Alive(Message):
 
 
 ToChild = Run | Cancel | Stop
-Settling = Finished | Failed | Canceled
-FromChild = (
-    Ready | Started | Stepped | Previewed | Finished | Failed | Canceled
-    | BatchRan | StageTook | Loaded | Evicted | Memory | Alive
-)  # fmt: skip
+OfJob = Started | Stepped | Previewed | Finished | Failed | Canceled
+FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Evicted | Memory | Alive
 
 M = TypeVar("M")
 
@@ -246,10 +243,16 @@ class ChildEnd:
         Raises:
             ChannelError: a line is no message.
         """
-        while line := self._lines.readline(MAX_LINE_BYTES):
+        while line := self._read():
             if not line.endswith(b"\n"):
                 return  # the supervisor died in the middle of a line
             yield _decode(_TO_CHILD, line)
+
+    def _read(self) -> bytes:
+        try:
+            return self._lines.readline(MAX_LINE_BYTES)
+        except ConnectionError:  # it died before it read all that we sent
+            return b""
 
     def close(self) -> None:
         """Close the end; the supervisor sees the end of the stream."""

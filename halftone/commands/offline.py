@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,9 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize a model's denoiser by a recipe, calibrated on prompts: an artifact that servers offer as a profile."""
+    lines = read_prompts(prompts) if prompts else None
     from halftone.build import quantize_model
 
-    lines = read_prompts(prompts) if prompts else None
     with render.progress_bar() as progress:
         task = progress.add_task("reading", total=None)
 
@@ -50,10 +51,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Compare a model's profiles with float on prompts: fidelity, size, seconds."""
-    from halftone.build import evaluate_model
-
     names = [name.strip() for name in profiles.split(",") if name.strip()] if profiles else None
     lines = read_prompts(prompts) if prompts else None
+    from halftone.build import COLUMNS, evaluate_model
+
     with render.progress_bar() as progress:
         task = progress.add_task("reading", total=None)
 
@@ -62,10 +63,9 @@ def evaluate(
 
         rows = evaluate_model(model, names, lines, limit, on_progress)
     if json:
-        render.emit_json(rows)
+        render.emit_json([asdict(row) for row in rows])
     else:
-        columns = ("profile", "prompts", "PSNR dB", "SSIM", "weights MB", "of float %", "seconds")
-        render.emit_table(columns, [row.cells() for row in rows])
+        render.emit_table(COLUMNS, [row.cells() for row in rows])
 
 
 def pull(

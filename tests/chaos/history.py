@@ -5,6 +5,7 @@ Knows no process and sends nothing: it is filled by the clients and judges after
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.events import Event
+from jobs.files import ResultStore
 from jobs.job import Job, JobState
 
 Outcome = Literal["ok", "refused", "unknown"]
@@ -109,6 +111,18 @@ def file_faults(jobs: Iterable[Job], on_disk: set[str]) -> list[str]:
     wanted = {file.id for job in jobs if job.result for file in job.result.files}
     lost = [f"result file {name} is missing" for name in sorted(wanted - on_disk)]
     return lost + [f"orphan file {name}" for name in sorted(on_disk - wanted)]
+
+
+def content_faults(jobs: Iterable[Job], store: ResultStore) -> list[str]:
+    """Files that are not what their record says, or not what a quiet run makes: all wishes are for one picture."""
+    found, sums = [], set()
+    for file in (file for job in jobs if job.result for file in job.result.files):
+        with store.open(file.id) as picture:
+            told, real = file.sha256, hashlib.sha256(picture.read()).hexdigest()
+        sums.add(real)
+        if told != real:
+            found.append(f"result file {file.id} is not what its record says")
+    return found + ([f"{len(sums)} different pictures of one wish"] if len(sums) > 1 else [])
 
 
 def summary(history: History, jobs: Sequence[Job]) -> str:

@@ -1,4 +1,4 @@
-"""What tests of the face share: the whole service as `halftone serve` starts it, on the benches' model that needs no weights."""
+"""What tests of the face share: the whole service as `halftone serve` starts it, on the benches' model `null`."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from halftone.cli import app
 from halftone.version import __version__
 
 GONE = "0" * 32
+ROOT = Path(__file__).parents[2]
 
 
 def halftone(*arguments: str) -> Result:
@@ -72,7 +72,7 @@ def test_jobs_from_list_to_cancel(serving: Any) -> None:
     with clients.Client(serving.url) as client:
         job = client.submit("sleep 5", num_inference_steps=10)
     assert answer("jobs", "list", "--limit", "1")["data"][0]["id"] == job.id
-    assert job.id in halftone("jobs", "list").stdout.replace("\n", "")
+    assert job.id in halftone("jobs", "list").stdout
     assert halftone("jobs", "cancel", job.id).exit_code == 0
     events = [json.loads(line) for line in halftone("jobs", "watch", job.id, "--json").stdout.splitlines()]
     assert events[-1]["type"] == "canceled"
@@ -124,7 +124,7 @@ def test_help_and_version_are_quick_and_load_no_torch() -> None:
     assert halftone("--version").stdout.strip() == __version__
     code = "import sys; sys.argv = ['halftone', '--help']; from halftone.cli import app\n"
     code += "try: app()\nexcept SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0
     for command in ("serve", "generate", "models", "profiles", "jobs", "quantize", "evaluate", "pull", "key"):
         result = halftone(command, "--help")
         assert result.exit_code == 0

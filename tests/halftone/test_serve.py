@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from halftone import Client
+from halftone import Client, RetryPolicy
 from halftone.children import Log
 from halftone.serve import Plan, base_url, free_port, is_free
 
@@ -35,7 +35,7 @@ def runs(pid: int) -> bool:
 
 
 def child_pid(running: Any, module: str) -> int:
-    return next(pid for pid, line in running.processes() if line.rstrip().endswith(f"-m {module}"))
+    return next(int(pid) for pid, line in running.processes() if line.rstrip().endswith(f"-m {module}"))
 
 
 def test_a_whole_life(serve: Callable[..., Any], tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_whole_life(serve: Callable[..., Any], tmp_path: Path) -> None:
         running.until_ready()
         running.until_logged(f"is ready at {running.url}")
         running.until_logged("curl -s")
-        with Client(running.url) as client:
+        with Client(running.url, retry=RetryPolicy(retries=8)) as client:
             assert len(client.generate("hello")) == 1
             os.kill(child_pid(running, "service"), signal.SIGKILL)
             running.until_logged("the gateway was ended by SIGKILL; starting it again")

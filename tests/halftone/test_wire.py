@@ -74,8 +74,8 @@ def test_retry_after_is_read_and_obeyed() -> None:
 
 def test_only_what_time_can_heal_is_tried_again() -> None:
     assert RetryPolicy().delay(0, errors.InvalidRequest("no")) is None
-    waits = [RetryPolicy().delay(attempt, errors.Unavailable("away")) for attempt in range(5)]
-    assert waits == [0.2, 0.4, 0.8, 1.6, None]
+    waits = [RetryPolicy().delay(attempt, errors.Unavailable("away")) for attempt in range(7)]
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, None]
 
 
 def test_a_submission_leaves_out_what_was_not_asked() -> None:

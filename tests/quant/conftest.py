@@ -28,6 +28,7 @@ class Net(nn.Module):
         self.up = nn.Conv2d(64, 32, 1)
         self.last = nn.Conv2d(32, 8, 1)
         self.unused = nn.Linear(3, 3)
+        self.shift: Tensor
         self.register_buffer("shift", torch.arange(32.0), persistent=False)
 
     def forward(self, sample: Tensor, time: Tensor, scale: float = 1.0) -> tuple[Tensor]:

@@ -52,13 +52,13 @@ def test_predicted_rounding_error_is_the_true_one() -> None:
 
 
 def test_least_error_clips_rare_outliers_and_minmax_does_not() -> None:
-    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    values[0] = 60.0
+    values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    values[0] = 20.0
     histogram = histogram_of(values)
     errors = {
         search: rounding_error(histogram, best_grid(histogram, 8, search)) for search in ("minmax", "mse", "percentile")
     }
-    assert errors["mse"] < 0.2 * errors["minmax"]
+    assert errors["mse"] < 0.6 * errors["minmax"]
     assert errors["mse"] <= errors["percentile"]
 
 

@@ -54,7 +54,7 @@ def test_what_a_recipe_cannot_say_is_refused_by_name(text: str, fault: str) -> N
 
 
 def test_unknown_recipes_are_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no recipe 'w9a9'; known: .*w8a8"):
+    with pytest.raises(RecipeError, match=r"no recipe 'w9a9'; known: .*w8a8"):
         load_recipe("w9a9")
     with pytest.raises(RecipeError, match="no recipe file at"):
         load_recipe(tmp_path / "mine.toml")

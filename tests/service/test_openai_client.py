@@ -69,7 +69,7 @@ def test_async_client(served: Served) -> None:
 
 
 def test_errors_arrive_as_the_clients_own(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="known models: .*tiny") as unknown:
+    with pytest.raises(openai.NotFoundError, match=r"known models: .*tiny") as unknown:
         client.images.generate(model="gpt-image-9", prompt="a")
     assert unknown.value.code == "unknown_model"
     assert unknown.value.param == "model"

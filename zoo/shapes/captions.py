@@ -22,7 +22,7 @@ RELATIONS: dict[Relation, tuple[str, ...]] = {
     Relation.ABOVE: ("above", "over", "on top of"),
     Relation.BELOW: ("below", "under", "beneath"),
 }
-_FILLERS = "a an the and with of on to in picture image drawing background is there next it its".split()
+_FILLERS = ("a", "an", "of", "on", "picture", "image", "drawing", "background")
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         {*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *_FILLERS}

@@ -33,9 +33,16 @@ def _nearest(colour: NDArray[np.float32], palette: NDArray[np.float32]) -> int:
 
 
 def _border(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    edge = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3),
-                           picture[:, :2].reshape(-1, 3), picture[:, -2:].reshape(-1, 3)])
-    return np.median(edge, axis=0).astype(np.float32)
+    edge = np.concatenate(
+        [
+            picture[:2].reshape(-1, 3),
+            picture[-2:].reshape(-1, 3),
+            picture[:, :2].reshape(-1, 3),
+            picture[:, -2:].reshape(-1, 3),
+        ]
+    )
+    middle: NDArray[np.float32] = np.median(edge, axis=0).astype(np.float32)
+    return middle
 
 
 @lru_cache(maxsize=4096)
@@ -45,6 +52,7 @@ def _template(shape: str, centre: tuple[float, float], radius: float) -> NDArray
 
 def _shape(mask: NDArray[np.bool_], centre: tuple[float, float], radius: float) -> str:
     """The shape whose drawing overlaps a mask best (intersection over union), over small changes of radius."""
+
     def overlap(shape: str, r: float) -> float:
         template = _template(shape, centre, r)
         both = np.minimum(template, mask).sum()
@@ -112,7 +120,8 @@ def _differences(seen: Thing, wanted: Thing) -> list[str]:
 
 
 def _pair_faults(seen: list[Seen], scene: Scene) -> list[str]:
-    wrong = [fault for found, wanted in zip(seen, scene.things, strict=True)
-             for fault in _differences(found.thing, wanted)]
+    wrong = [
+        fault for found, wanted in zip(seen, scene.things, strict=True) for fault in _differences(found.thing, wanted)
+    ]
     right = relation_between(seen[0], seen[1]) == scene.relation
     return wrong if right else [*wrong, "relation"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.shapes.world import BACKGROUNDS, COLOURS, SIDE, SIZES, Scene, places
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 
 
 def _circle(x: Plane, y: Plane, r: float) -> Plane:
@@ -22,11 +23,13 @@ def _square(x: Plane, y: Plane, r: float) -> Plane:
 
 def _triangle(x: Plane, y: Plane, r: float) -> Plane:
     slope = np.sqrt(5.0)
-    return np.maximum(y - r, (2 * np.abs(x) - y - r) / slope).astype(np.float32)
+    distance: Plane = np.maximum(y - r, (2 * np.abs(x) - y - r) / slope)
+    return distance
 
 
 def _diamond(x: Plane, y: Plane, r: float) -> Plane:
-    return ((np.abs(x) + np.abs(y) - r) / np.sqrt(2.0)).astype(np.float32)
+    distance: Plane = (np.abs(x) + np.abs(y) - r) / np.sqrt(2.0)
+    return distance
 
 
 def _cross(x: Plane, y: Plane, r: float) -> Plane:
@@ -50,13 +53,14 @@ DISTANCE: dict[str, Callable[[Plane, Plane, float], Plane]] = {
 }
 """Signed distance in pixels to each shape's outline, negative inside; every shape fills a box of side 2r."""
 
-_Y, _X = (axis.astype(np.float32) + 0.5 for axis in np.mgrid[0:SIDE, 0:SIDE])
+_Y, _X = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) + 0.5
 
 
-def coverage(shape: str, centre: tuple[float, float], radius: float) -> Plane:
+def coverage(shape: str, centre: tuple[float, float], radius: float) -> NDArray[np.float32]:
     """Share of each pixel that a shape covers, [SIDE, SIDE] float32 in 0..1."""
     distance = DISTANCE[shape](_X - centre[0], _Y - centre[1], radius)
-    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    covered: Plane = np.clip(0.5 - distance, 0, 1)
+    return covered.astype(np.float32)
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -66,4 +70,5 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     for thing, centre in zip(scene.things, places(scene, rng), strict=True):
         mask = coverage(thing.shape, centre, SIZES[thing.size] + rng.uniform(-0.6, 0.6))[..., None]
         picture += mask * (np.array(COLOURS[thing.colour], np.float32) - picture)
-    return np.rint(picture).astype(np.uint8)
+    drawn: NDArray[np.uint8] = np.rint(picture).astype(np.uint8)
+    return drawn

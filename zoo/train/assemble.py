@@ -39,8 +39,9 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def pipeline(autoencoder: AutoencoderKL, encoder: CLIPTextModel, denoiser: UNet2DConditionModel,
-             scale: float) -> StableDiffusionPipeline:
+def pipeline(
+    autoencoder: AutoencoderKL, encoder: CLIPTextModel, denoiser: UNet2DConditionModel, scale: float
+) -> StableDiffusionPipeline:
     """A pipeline of the parts; `scale` is what brings the autoencoder's latents to unit variance."""
     autoencoder.register_to_config(scaling_factor=scale)
     pipe = StableDiffusionPipeline(

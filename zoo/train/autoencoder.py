@@ -92,7 +92,7 @@ def train(path: Path, plan: Plan = Plan(), *, every: int = 100) -> AutoencoderKL
         batch = pictures(rng, plan.batch)
         loss, error = loss_of(model, batch, plan.prior)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % every == 0 or step + 1 == plan.steps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     torch.save(state, draft)
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +129,7 @@ def step(stage: Stage, plan: Plan, data: Latents, encoder: CLIPTextModel, noise:
 def train(path: Path, data: Latents, encoder: CLIPTextModel, plan: Plan = Plan(), *, every: int = 250) -> Stage:
     """Run or resume stage 3; the checkpoint at `path` is renewed every `every` steps."""
     stage = start(path, plan)
-    stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage.model.to(memory_format=torch.channels_last)
     torch.manual_seed(stage.step)
     noise, empty = Noise(plan.gamma), text.encode_tokens(tokenizer.build(), [""])
     began, first, total = time.monotonic(), stage.step, 0.0

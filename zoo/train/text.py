@@ -1,8 +1,8 @@
 """Stage 2: the text encoder (CLIPTextModel), taught to say in features what a caption means. Knows no pictures.
 
-A denoiser that must learn language from pictures alone spends most of its steps on it. Captions of a made-up world come
-with their meaning, so the encoder is taught first, and alone: from the states at the end of a caption, linear heads must
-tell which colour, shape and size lie at which place, and the background. The heads are thrown away afterwards.
+A denoiser that must learn language from pictures alone spends most of its steps on it. Captions of a made-up world
+come with their meaning, so the encoder is taught first, and alone: from the states at the end of a caption, linear
+heads must tell which colour, shape and size lie at which place, and the background. They are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def train(path: Path, plan: Plan = Plan(), *, every: int = 250) -> CLIPTextModel
         targets = torch.tensor([meaning(saying) for saying in sayings])
         loss = loss_of(model(ids).last_hidden_state, ids, heads, targets, words.eos_token_id)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % every == 0 or step + 1 == plan.steps:

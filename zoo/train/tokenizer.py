@@ -13,6 +13,9 @@ from zoo.shapes.captions import VOCABULARY
 LENGTH = 32
 """Tokens per prompt, the two ends included; longer prompts are cut and reported."""
 
+WORDS = tuple(sorted({*VOCABULARY, "and", "with", "in", "is", "there", "next", "it", "its"}))
+"""What is one token each: the captions' words, and a few that prompts hold although no caption does."""
+
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -33,7 +36,7 @@ def _merges() -> list[tuple[str, str]]:
     The tokenizers library's own trainer breaks ties at random from run to run; here the alphabet breaks them, so that
     the same words always get the same ids.
     """
-    words = [[*word[:-1], f"{word[-1]}</w>"] for word in VOCABULARY]
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in WORDS]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for symbols in words for pair in pairwise(symbols)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -1,0 +1,128 @@
+"""`python -m zoo.build`: makes the shipped w8a8 artifact of shapes-unet and measures it against float.
+
+Calibration prompts are ordinary captions; the fidelity that goes into the manifest is measured on prompts that neither
+training nor calibration has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+from torch import Tensor
+
+import quant
+from jobs.profile import Defaults, ProfileCard
+from pipelines.denoiser import Denoiser, TorchDenoiser
+from pipelines.fidelity import ProfileFidelity, evaluate
+from pipelines.load import Components, load_components, load_denoiser
+from pipelines.quantized import load_quantized, quantize_folder
+from zoo.accuracy import Task, unseen
+from zoo.shapes.captions import caption
+from zoo.shapes.checker import faults
+from zoo.shapes.world import random_scene
+
+ZOO = Path(__file__).parent
+MODEL = "shapes-unet"
+CALIBRATION_PROMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Where compiled code may be kept, and how many threads may be used."""
+
+    cache_dir: Path
+    threads: int = 0
+
+
+def calibration_prompts(count: int = CALIBRATION_PROMPTS, seed: int = 1) -> list[str]:
+    """Captions of training scenes, half of them with one object."""
+    rng = np.random.default_rng(seed)
+    return [caption(random_scene(rng, 1 + i % 2, unseen=False), rng) for i in range(count)]
+
+
+def tasks(count: int) -> list[Task]:
+    """Unseen prompts, half of them with one object, the two kinds in turn."""
+    pairs = zip(unseen(1, (count + 1) // 2, seed=99), unseen(2, count // 2, seed=99), strict=False)
+    return [task for pair in pairs for task in pair]
+
+
+def shows(known: Sequence[Task], prompt: str, picture: Tensor) -> bool:
+    """Whether a picture [3, 64, 64] in 0..1 shows the scene of its prompt."""
+    scene = next(task.scene for task in known if task.prompt == prompt)
+    pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return not faults(pixels, scene)
+
+
+def measure(components: Components, denoisers: dict[str, Denoiser], count: int) -> list[ProfileFidelity]:
+    """Every denoiser against float on unseen prompts, with prompt accuracy by the checker."""
+    known = tasks(count)
+    with Progress() as bar:
+        line = bar.add_task("comparing", total=count)
+        return evaluate(
+            components,
+            denoisers,
+            [task.prompt for task in known],
+            model_defaults(components.folder),
+            seed=1000,
+            checker=lambda prompt, picture: shows(known, prompt, picture),
+            progress=lambda what, done, total: bar.update(line, completed=done, total=total),
+        )
+
+
+def model_defaults(folder: Path) -> Defaults:
+    """The defaults that the model's card states."""
+    return Defaults.model_validate(json.loads((folder / "halftone.json").read_text())["defaults"])
+
+
+def card_of(artifact: Path) -> ProfileCard:
+    """The profile card of an artifact in the zoo."""
+    manifest = quant.read_manifest(artifact)
+    names = ("model", "backend", "weight_bits", "activation_bits", "weights_bytes", "float_weights_bytes")
+    facts = {name: getattr(manifest, name) for name in names}
+    return ProfileCard.model_validate({**facts, "name": artifact.name, "recipe": artifact.name, "artifact": artifact})
+
+
+def build(recipe_name: str, cache: Path, count: int) -> None:
+    """Quantize by one built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
+    folder, out = ZOO / "models" / MODEL, ZOO / "artifacts" / MODEL / recipe_name
+    recipe = quant.load_recipe(recipe_name)
+    with Progress() as bar:
+        line = bar.add_task(recipe_name)
+        quantize_folder(
+            folder,
+            out,
+            recipe,
+            calibration_prompts(),
+            model_defaults(folder),
+            model=MODEL,
+            progress=lambda what, done, total: bar.update(line, description=what, completed=done, total=total),
+        )
+    components = load_components(folder)
+    denoisers: dict[str, Denoiser] = {
+        "float": TorchDenoiser("float", load_denoiser(components)),
+        recipe_name: load_quantized(card_of(out), components, Means(cache)),
+    }
+    for found in measure(components, denoisers, count):
+        print(json.dumps(found.summary() | {"profile": found.profile, "seconds": found.seconds}))
+        if found.profile == recipe_name:
+            quant.set_fidelity(out, found.summary())
+
+
+def main() -> None:
+    """Build the artifact of one recipe."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--recipe", default="w8a8")
+    options.add_argument("--count", type=int, default=256, help="prompts to measure on")
+    options.add_argument("--cache", type=Path, default=Path("build/cache"))
+    choice = options.parse_args()
+    build(choice.recipe, choice.cache, choice.count)
+
+
+if __name__ == "__main__":
+    main()
