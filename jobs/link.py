@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -57,6 +58,19 @@ def _prelude(keys: Keys, settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
+async def _answer(work: Awaitable[Any]) -> Any:
+    """Redis's answer. A cancel that comes just when redis-py has sent (by Python 3.11's `wait_for`) is lost there and
+    raised here, after the answer."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        with translated():
+            return await work
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class Link:
     """Redis with our scripts on it. `redis` must decode replies (`jobs.redis_server.connect` makes one)."""
 
@@ -75,18 +89,15 @@ class Link:
 
     async def run(self, name: str, *args: str | float) -> Any:
         """Run `jobs/lua/<name>.lua`: one decision, one round trip, safe to be sent twice."""
-        with translated():
-            return await cast("Awaitable[Any]", self._script(name)(args=list(args)))
+        return await _answer(cast("Awaitable[Any]", self._script(name)(args=list(args))))
 
     async def call(self, *command: str | float) -> Any:
         """Run one plain command that decides nothing."""
-        with translated():
-            return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis types its verbs only
+        return await _answer(self.redis.execute_command(*command))  # type: ignore[no-untyped-call]  # untyped in redis
 
     async def pipeline(self, *commands: tuple[str | float, ...]) -> list[Any]:
         """Run several plain commands in one round trip; their replies in order."""
-        with translated():
-            pipe = self.redis.pipeline(transaction=False)
-            for command in commands:
-                pipe.execute_command(*command)
-            return await pipe.execute()
+        pipe = self.redis.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return cast("list[Any]", await _answer(pipe.execute()))

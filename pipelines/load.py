@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 
-from pipelines.denoiser import module_bytes
+from pipelines.denoiser import channels_last, module_bytes
 from pipelines.families import OPTION_DEFAULTS, UNUSED_PARTS, UnsupportedModel, denoiser_part
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
@@ -83,6 +83,8 @@ def load_components(
             parts[part] = None
         else:
             parts[part] = _load_part(folder, part, entry, torch.device(device), dtype)
+    if isinstance(parts.get("vae"), nn.Module):
+        channels_last(parts["vae"])
     parts.update({option: value for option, value in OPTION_DEFAULTS.items() if option in accepted})
     return Components(
         folder=folder,

@@ -21,7 +21,6 @@ from pipelines.families import call_arguments, latents_to_vae
 from pipelines.load import Components, new_pipeline
 from pipelines.proxy import Clock, DenoiserProxy
 
-
 Exclusive = Literal["text_encode", "vae_decode"]
 """Stages that serve one thread at a time."""
 

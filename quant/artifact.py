@@ -35,7 +35,8 @@ class Manifest(BaseModel):
     """What `manifest.json` holds.
 
     `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256,
-    `weights_bytes` counts the tensors stored, `float_weights_bytes` the same weights in float32. `calibration` says
+    `weights_bytes` counts the tensors stored, `float_weights_bytes` the same weights in float32. Tensors that stay
+    float are stored in float16 where that loses nothing; a backend holds them in float32 (`memory_bytes`). `calibration` says
     by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
     """
 
@@ -56,6 +57,11 @@ class Manifest(BaseModel):
     calibration: dict[str, Any]
     fidelity: dict[str, Any] | None = None
     halftone_version: str
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of one copy of the weights as a backend holds them."""
+        return sum(layer.bytes_after for layer in self.layers)
 
 
 def sha256_of(paths: Sequence[Path]) -> str:
@@ -90,7 +96,7 @@ def save(
     Raises:
         ArtifactError: a tensor holds NaN or infinity.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    tensors = {name: _compact(tensor.detach()) for name, tensor in module.state_dict().items()}
     _require_finite(tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -178,7 +184,8 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{folder / TENSORS} cannot be read: {error}") from error
     _require_match(module.state_dict(), stored, folder)
-    module.load_state_dict(stored, strict=True, assign=True)
+    wide = {name: tensor.float() if tensor.dtype is torch.float16 else tensor for name, tensor in stored.items()}
+    module.load_state_dict(wide, strict=True, assign=True)
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if unfilled:
         raise ArtifactError(f"{folder} leaves these without values: {', '.join(sorted(unfilled)[:5])}")
@@ -202,11 +209,19 @@ def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], folder:
     faults += [f"{name} is not of this model" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
         expected, found = wanted[name], stored[name]
-        if expected.shape != found.shape or expected.dtype != found.dtype:
+        dtypes = (expected.dtype, torch.float16) if expected.dtype is torch.float32 else (expected.dtype,)
+        if expected.shape != found.shape or found.dtype not in dtypes:
             faults.append(f"{name} is {found.dtype} {list(found.shape)}, not {expected.dtype} {list(expected.shape)}")
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise ArtifactError(f"{folder / TENSORS} does not fit the model: {'; '.join(faults[:8])}{more}")
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor in float16 where that loses nothing, as for models that ship in float16; else as it is."""
+    if tensor.dtype is torch.float32 and torch.equal(tensor.half().float(), tensor):
+        tensor = tensor.half()
+    return tensor.contiguous()
 
 
 def _require_finite(tensors: dict[str, Tensor]) -> None:

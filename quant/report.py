@@ -16,7 +16,7 @@ class LayerReport(BaseModel):
     kind: str = Field(description="`linear`, `conv2d`, or the class of what has no quantized form.")
     scheme: str | None = None
     bytes_before: int = Field(description="In float32.")
-    bytes_after: int = Field(description="As the artifact stores it.")
+    bytes_after: int = Field(description="As a backend holds it: integers, scales, and the rest in float32.")
     error: float | None = Field(None, description="Relative error of its output that rounding predicts, calibrated.")
     macs: int = Field(0, description="Multiply-adds of a linear or convolution in one call for one row.")
     kept_float_because: str | None = None
@@ -36,7 +36,7 @@ class Report(BaseModel):
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of all weights as stored."""
+        """Bytes of all weights as a backend holds them."""
         return sum(layer.bytes_after for layer in self.layers)
 
     @property

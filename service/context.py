@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from jobs.catalog import Catalog
-from jobs.files import ResultStore
 from redis.asyncio import Redis
 
+from jobs.catalog import Catalog
 from jobs.events import EventLog
+from jobs.files import ResultStore
 from jobs.queue import JobQueue
 from service.admission import Admission
 from service.auth import Keys
@@ -22,6 +22,9 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
+
+_NOBODY = "0" * 32
+"""The id of no job."""
 
 
 @dataclass(eq=False)
@@ -45,6 +48,10 @@ class Gateway:
     open_requests: int = 0
     streams: Counter[str] = field(default_factory=Counter)
     _errands: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def warm_up(self) -> None:
+        """Open what the first request would wait for: the connection on which events arrive."""
+        await self.events.read(_NOBODY, block_ms=1)
 
     @property
     def draining(self) -> bool:

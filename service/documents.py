@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from jobs.request import ImageParameters
 from service import answers
+from service.errors import kind_of
 from service.openai_images import DOCUMENTED, ImagesBody
 
 _REF = "#/components/schemas/{model}"
@@ -55,7 +56,7 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for status in sorted({*statuses, *_ANYWHERE}):
         text, code, message = _ERRORS[status]
-        example = {"error": {"message": message, "type": _kind(status), "param": None, "code": code}}
+        example = {"error": {"message": message, "type": kind_of(status), "param": None, "code": code}}
         found[status] = {
             "model": answers.ErrorAnswer,
             "description": text,
@@ -64,11 +65,6 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
         if status in (429, 503):
             found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return found
-
-
-def _kind(status: int) -> str:
-    named = {401: "authentication_error", 429: "rate_limit_error"}
-    return named.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
 def _body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def from_validation(details: Sequence[ErrorDetails], known: Sequence[str] = ()) 
     param = ".".join(str(part) for part in first["loc"])[:100]
     others = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
-        text = f"unknown field {param!r}; known fields: {', '.join(sorted(known))}"
+        text = f"unknown field {param!r}" + (f"; known fields: {', '.join(sorted(known))}" if known else "")
     elif first["type"] == "missing":
         text = f"{param}: this field is required"
     else:

@@ -11,6 +11,7 @@ import uvicorn
 
 from service.app import create_app, open_gateway
 from service.context import Gateway
+from service.protocol import TimedProtocol
 from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
@@ -38,6 +39,7 @@ class GatewayServer(uvicorn.Server):
         """Begin to listen, and say where."""
         await super().startup(sockets)
         if self.started:
+            self._gateway.errand(self._gateway.warm_up(), "warm-up")
             self.listening.set()
             log.info("listening on http://%s:%d", self._gateway.settings.host, self.port)
 
@@ -69,7 +71,7 @@ def make_server(settings: Settings) -> GatewayServer:
         create_app(gateway),
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http=TimedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -73,17 +73,9 @@ async def _final_event(gateway: Gateway, request: Request, job: Job, cancel_when
         gone.cancel()
 
 
-async def every_event(gateway: Gateway, job_id: str, after: str = "0") -> AsyncGenerator[Event, None]:
-    """A job's events as they happen, through the terminal one."""
-    async with aclosing(cast("AsyncGenerator[Event, None]", gateway.events.follow(job_id, after))) as source:
-        async for event in source:
-            yield event
-            after = event.id
-            if event.final:
-                return
-    # the log takes a job for ended also when it ends between two of its own looks: what came then is still to be told
-    for event in await gateway.events.read(job_id, after):
-        yield event
+def every_event(gateway: Gateway, job_id: str, after: str = "0") -> AsyncGenerator[Event, None]:
+    """A job's events as they happen, through the terminal one. Close it when leaving before its end."""
+    return cast("AsyncGenerator[Event, None]", gateway.events.follow(job_id, after))
 
 
 async def _last(gateway: Gateway, job_id: str) -> Event:

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 
-from jobs.errors import HalftoneError
+from jobs.errors import BadSettings, HalftoneError
 from jobs.files import ResultStore
 from jobs.queue import JobQueue
 from jobs.redis_server import connect, resolve
@@ -20,7 +20,11 @@ async def _work(settings: WorkerSettings) -> None:
     """Serve the queue until a signal; returns when all jobs in hand are settled or given back."""
     redis = connect(resolve(settings))
     metrics = Metrics()
-    endpoint = metrics.serve(settings.metrics_host, settings.metrics_port)
+    try:
+        endpoint = metrics.serve(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        where = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise BadSettings(f"metrics cannot be served at {where} ({error}); set HALFTONE_METRICS_PORT") from error
     logging.getLogger(__name__).info("metrics at http://%s:%d/metrics", settings.metrics_host, endpoint.port)
     try:
         store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
@@ -35,14 +39,13 @@ async def _work(settings: WorkerSettings) -> None:
 
 
 def main() -> int:
-    """Run the worker; 0 after a drain, 2 for wrong settings."""
+    """Run the worker; 0 after a drain, 2 when it cannot start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(name)s: %(message)s")
     try:
-        settings = WorkerSettings.load()
+        asyncio.run(_work(WorkerSettings.load()))
     except HalftoneError as error:
-        logging.getLogger(__name__).critical("%s", error.message)
+        logging.getLogger(__name__).critical("cannot start: %s", error.message)
         return 2
-    asyncio.run(_work(settings))
     return 0
 
 

@@ -104,7 +104,7 @@ class Hands:
     def _hand_over(self, run: Running) -> None:
         job = run.claim.job
         run.phase = Phase.IN_CHILD
-        run.moved()
+        run.sent_at = run.moved_at = time.monotonic()
         queued = (job.started_at or job.created_at) - job.created_at
         self._to_child(
             Run(
@@ -171,6 +171,7 @@ class Hands:
     def forgive(self, seconds: float) -> None:
         """Take back `seconds` in which nobody listened."""
         for run in self._runs.values():
+            run.sent_at += seconds
             run.moved_at += seconds
             run.cancel_at = None if run.cancel_at is None else run.cancel_at + seconds
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from workers.rows import MAX_ROWS, SAMPLES, RowLimits
+from workers.rows import MAX_ROWS, RowLimits
 from workers.task import Task
 from workers.turns import Turns
 
@@ -149,20 +149,18 @@ class Hub:
 
     def measure(self, served: Served, call: DenoiserCall) -> int:
         """Finds the row limit for a call's shape by running it, in turn with others; returns the limit."""
-        from pipelines.batch import group_key, repeat
+        from pipelines.batch import group_key, repeat, run_together
 
         limit = self._limits.of((served.model, served.profile, group_key(call)))
         end = time.monotonic() + MEASURE_SECONDS
         while not limit.settled and time.monotonic() < end:
             rows = limit.rows
-            sized = repeat(call, rows)
-            for _ in range(SAMPLES + 1):
-                with self._turns.take():
-                    started = time.monotonic()
-                    served.denoiser.run(sized)
-                    seconds = time.monotonic() - started
-                limit.observe(rows, seconds)
-                self._tell(Batch(served, rows, 1, seconds, is_warmup=True))
+            with self._turns.take():
+                started = time.monotonic()
+                run_together(served.denoiser, [repeat(call, rows)])
+                seconds = time.monotonic() - started
+            limit.observe(rows, seconds)
+            self._tell(Batch(served, rows, 1, seconds, is_warmup=True))
         log.info("%s/%s: %d rows a call (%s)", served.model, served.profile, limit.rows, _rates(limit.rates))
         return limit.rows
 

@@ -12,36 +12,47 @@ MAX_ROWS = 16
 GAIN = 1.05
 """Twice the rows must bring so many times the rows per second, or latency and memory grow for nothing."""
 
-SAMPLES = 2
+SAMPLES = 3
 """Timed runs of a size before it is judged, after one that is not counted: it compiles, allocates, fills caches."""
+
+DOUBTS = 3
+"""More runs that a size gets before it is judged not to pay: a busy machine makes single runs look slow, never fast."""
 
 
 class RowLimit:
-    """The limit for one denoiser and shape; doubles from `FIRST_ROWS` for as long as doubling pays."""
+    """The limit for one denoiser and shape; doubles from `FIRST_ROWS` for as long as doubling pays.
+
+    Attributes:
+        rows: the limit as known so far.
+        settled: whether it is final.
+        rates: rows per second at their best, by number of rows (a power of two) a call.
+    """
 
     def __init__(self) -> None:
         self.rows = FIRST_ROWS
         self.settled = False
         self.rates: dict[int, float] = {}
-        self._runs: dict[int, int] = {}
+        self._runs = 0  # of the size that is on trial: `rows`
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Learns from a call of `rows` rows that took `seconds`."""
-        bucket = bucket_of(rows)
-        self._runs[bucket] = self._runs.get(bucket, 0) + 1
-        if self._runs[bucket] > 1:
-            self.rates[bucket] = max(self.rates.get(bucket, 0.0), rows / seconds)
-        if not self.settled and bucket == self.rows and self._runs[bucket] > SAMPLES:
-            self._judge(bucket)
+        """Learns from a call of `rows` rows that took `seconds`; of other sizes than the one on trial, nothing."""
+        if self.settled or bucket_of(rows) != self.rows:
+            return
+        self._runs += 1
+        if self._runs > 1:
+            self.rates[self.rows] = max(self.rates.get(self.rows, 0.0), rows / seconds)
+        if self._runs > SAMPLES:
+            self._judge()
 
-    def _judge(self, bucket: int) -> None:
-        smaller = self.rates.get(bucket // 2)
-        if smaller is not None and self.rates[bucket] < GAIN * smaller:
-            self.rows, self.settled = bucket // 2, True
-        elif bucket >= MAX_ROWS:
+    def _judge(self) -> None:
+        smaller = self.rates.get(self.rows // 2)
+        pays = smaller is None or self.rates[self.rows] >= GAIN * smaller
+        if pays and self.rows < MAX_ROWS:
+            self.rows, self._runs = 2 * self.rows, 0
+        elif pays:
             self.settled = True
-        else:
-            self.rows = 2 * bucket
+        elif self._runs > SAMPLES + DOUBTS:
+            self.rows, self.settled = self.rows // 2, True
 
 
 class RowLimits:

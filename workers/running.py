@@ -38,6 +38,7 @@ class Running:
     claim: Claim
     reports: Reports
     moved_at: float = field(default_factory=time.monotonic)  # the last sign of progress
+    sent_at: float = field(default_factory=time.monotonic)  # when the child was given it
     phase: Phase = Phase.WAITING
     stepped: bool = False
     cancel_at: float | None = None  # when the child was told to stop it

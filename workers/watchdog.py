@@ -48,6 +48,10 @@ def judge(vitals: Vitals, runs: Iterable[Running], now: float, bounds: WorkerSet
     if stuck:
         detail = f"no step for {_patience(stuck[0], bounds):g} s"
         return Verdict(Death(Cause.HANG, detail), frozenset(run.key for run in stuck))
+    long = [run for run in inside if now - run.sent_at > bounds.max_run_seconds]
+    if long:
+        detail = f"a job took longer than {bounds.max_run_seconds:g} s"
+        return Verdict(Death(Cause.HANG, detail), frozenset(run.key for run in long))
     return None
 
 

@@ -96,6 +96,7 @@ local function return_to_queue(job, suspect, reason, by)
     redis.call('HSET', key, 'suspect_attempts', job.suspect_attempts)
   end
   redis.call('HSET', key, 'last_token', job.token)
+  redis.call('HDEL', key, 'token')
   if job.cancel_requested then return finish(job, 'canceled', nil, '{}') end
   if suspect and job.suspect_attempts >= MAX_SUSPECT_ATTEMPTS then
     return bury(job, reason, string.format('the worker died %d times while it ran this job, last by: %s',
@@ -106,7 +107,7 @@ local function return_to_queue(job, suspect, reason, by)
       .. 'last given back for: %s; submit it again', job.deliveries, reason))
   end
   redis.call('HSET', key, 'state', 'queued', 'step', 0)
-  redis.call('HDEL', key, 'token', 'worker', 'started_at')
+  redis.call('HDEL', key, 'worker', 'started_at')
   redis.call('XCLAIM', KEY.queue[job.priority], GROUP, RETURNED, 0, job.entry, 'JUSTID')
   start_waiting(job)
   publish(job.id, 'requeued', cjson.encode({reason = reason, suspect = suspect, deliveries = job.deliveries, by = by}))

@@ -60,7 +60,7 @@ class OpenVinoExecutable:
     ) -> None:
         identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
         self._module = module
-        self._bytes = manifest.weights_bytes
+        self._bytes = manifest.memory_bytes
         self._folder = cache_dir / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.events import parse_event_id
 from jobs.job import Job, JobState
@@ -14,6 +15,21 @@ from service.context import Gateway, gateway_of, owner_of
 
 router = APIRouter(tags=["Jobs"])
 Owner = Annotated[str, Depends(owner_of)]
+
+
+class Page(BaseModel):
+    """How much of a list; unknown query parameters are refused, as unknown fields are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100, description="How many at most.")
+
+
+class ListQuery(Page):
+    """Which jobs."""
+
+    after: str | None = Field(None, max_length=64, description="The last id of the page before.")
+    status: JobState | None = Field(None, description="Only jobs that stand so.")
 
 
 @router.post("/v1/jobs", **documents.SUBMIT_JOB)
@@ -46,16 +62,10 @@ async def _answer(gateway: Gateway, request: Request, job: Job, status: int = 20
 
 
 @router.get("/v1/jobs", response_model=answers.JobList, responses=documents.faults(*documents.READING))
-async def list_jobs(
-    request: Request,
-    owner: Owner,
-    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
-    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
-) -> Response:
+async def list_jobs(request: Request, owner: Owner, wanted: Annotated[ListQuery, Query()]) -> Response:
     """This key's jobs, newest first."""
     gateway = gateway_of(request)
-    page = await gateway.queue.list(owner, limit=limit, after=after, state=state)
+    page = await gateway.queue.list(owner, limit=wanted.limit, after=wanted.after, state=wanted.status)
     base = gateway.base_url(request)
     data = [answers.job_answer(job, base) for job in page.jobs]
     ends = (data[0].id, data[-1].id) if data else (None, None)
@@ -100,14 +110,10 @@ async def events(
 
 
 @router.get("/v1/dead-letters", response_model=answers.DeadLetterList, responses=documents.faults(422))
-async def dead_letters(
-    request: Request,
-    owner: Owner,
-    limit: Annotated[int, Query(ge=1, le=100, description="Letters at most.")] = 20,
-) -> Response:
+async def dead_letters(request: Request, owner: Owner, wanted: Annotated[Page, Query()]) -> Response:
     """Jobs that were given up on because they killed their worker, or never came to an end; newest first."""
     gateway = gateway_of(request)
-    letters = await gateway.queue.dead_letters(limit)
+    letters = await gateway.queue.dead_letters(wanted.limit)
     data: list[dict[str, Any]] = []
     for letter in letters:
         if not gateway.keys.required or await intake.exists(gateway, owner, letter.job_id):

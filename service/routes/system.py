@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import request as bounds
 from jobs.errors import HalftoneError, Unavailable
@@ -20,6 +21,14 @@ from service.context import Gateway, gateway_of, owner_of
 router = APIRouter()
 Owner = Annotated[str, Depends(owner_of)]
 PROBE_SECONDS = 2.0
+
+
+class ProfileQuery(BaseModel):
+    """Whose profiles."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, max_length=128, description="Only this model's.")
 
 
 @router.get("/v1/models", tags=["OpenAI-compatible"], response_model=answers.ModelList, responses=documents.faults())
@@ -43,14 +52,14 @@ async def model(request: Request, model_id: str, _: Owner) -> Response:
 @router.get(
     "/v1/profiles", tags=["Models"], response_model=answers.ProfileList, responses=documents.faults(*documents.READING)
 )
-async def profiles(
-    request: Request,
-    _: Owner,
-    model: Annotated[str | None, Query(max_length=128, description="Of one model.")] = None,
-) -> Response:
+async def profiles(request: Request, _: Owner, wanted: Annotated[ProfileQuery, Query()]) -> Response:
     """The quantization profiles a request may choose: bits, bytes, and fidelity to float as measured."""
     catalog = gateway_of(request).catalog
-    cards = [catalog.card(model)] if model is not None else [catalog.models[name] for name in sorted(catalog.models)]
+    cards = (
+        [catalog.card(wanted.model)]
+        if wanted.model is not None
+        else [catalog.models[name] for name in sorted(catalog.models)]
+    )
     return answers.model_answer(answers.ProfileList(data=[profile for card in cards for profile in card.profiles]))
 
 

@@ -203,7 +203,7 @@ def test_gateway_image_holds_all_that_the_gateway_imports(compose: dict[str, Any
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["project"]["dependencies"]}
     assert installed <= declared
-    brought_by = {"starlette": "fastapi", "pydantic_core": "pydantic", "anyio": "fastapi"}
+    brought_by = {"starlette": "fastapi", "pydantic_core": "pydantic", "anyio": "fastapi", "h11": "uvicorn"}
     distributions = packages_distributions()
     for package in top_level_imports("service") | top_level_imports("jobs"):
         names = {name.lower().replace("_", "-") for name in distributions.get(package, [])} | {

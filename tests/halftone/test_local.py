@@ -16,7 +16,11 @@ from pipelines.tiny import save_tiny
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("stable-diffusion", tmp_path_factory.mktemp("models") / "tiny")
+    folder = save_tiny("stable-diffusion", tmp_path_factory.mktemp("models") / "tiny")
+    defaults = {"width": 32, "height": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
+    limits = {"min_side": 16, "max_side": 64, "multiple_of": 16, "max_pixels": 4096}
+    (folder / "halftone.json").write_text(json.dumps({"defaults": defaults, "limits": limits}))
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +78,13 @@ def test_quantize_then_generate_then_evaluate(alone: Path, tiny: Path) -> None:
     assert [row["profile"] for row in rows] == ["float", "w8a8"]
     assert rows[0]["psnr_db"] == 100.0
     assert rows[1]["weights_bytes"] < rows[0]["weights_bytes"]
-    table = CliRunner().invoke(app, ["evaluate", "tiny", "--prompts", "prompts.txt", "--limit", "1"]).stdout
+
+
+def test_an_evaluation_as_a_table() -> None:
+    Path("p.txt").write_text("a red circle\n")
+    table = CliRunner().invoke(app, ["evaluate", "tiny", "--profiles", "float", "--prompts", "p.txt"]).stdout
     assert "PSNR dB" in table
-    assert "w8a8" in table
+    assert "100.0" in table
 
 
 def test_what_cannot_be_quantized_is_told(tiny: Path) -> None:

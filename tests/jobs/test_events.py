@@ -82,7 +82,9 @@ async def test_no_log_no_following(log: EventLog) -> None:
         await collect(log, new_job_id())
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1-2-3", "1-", "$", "+", "٣", "1\n", str(2**63), f"1-{2**63}", "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1-2-3", "1-", "$", "+", "٣", "1\n", str(2**63), f"1-{2**63}", "9" * 30]
+)
 def test_ids_that_are_none(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_event_id(text)

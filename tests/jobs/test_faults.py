@@ -67,7 +67,7 @@ def send(server: RedisServer, number: signal.Signals) -> None:
 
 async def until_back(server: RedisServer, dead: int) -> None:
     async with asyncio.timeout(10):
-        while server.process is None or server.process.pid == dead:
+        while server.process is None or server.process.pid == dead:  # noqa: ASYNC110  # a thread starts it
             await asyncio.sleep(0.01)
 
 
@@ -145,7 +145,7 @@ async def test_kill_9_of_the_server_under_load_loses_nothing(own: Settings, imag
 
         async def worker(name: str) -> None:
             queue = JobQueue(redis, own)
-            while not killed.is_set() or sum((await queue.stats()).depth.values()):
+            while not killed.is_set() or any((await queue.stats()).depth.values()):
                 for claim in await queue.take(name, 4):
                     if await queue.succeed(claim, RESULT):
                         settled.append(claim.job.id)
@@ -192,7 +192,7 @@ async def test_a_server_that_refuses_writes_is_unavailable(own: Settings, image_
         redis = connect(resolve(own))
         queue = JobQueue(redis, own)
         await redis.config_set("maxmemory", "1mb")
-        with pytest.raises(Unavailable, match="away|refuses"):
+        with pytest.raises(Unavailable, match=r"away|refuses"):
             for i in range(2000):
                 await queue.submit(image_request(prompt="long " * 300), idempotency_key=str(i))
         with pytest.raises(Unavailable):
@@ -200,6 +200,18 @@ async def test_a_server_that_refuses_writes_is_unavailable(own: Settings, image_
         await redis.config_set("maxmemory", "512mb")
         await queue.probe()
         await redis.aclose()
+
+
+async def test_a_cancel_is_heard_whenever_it_comes(queue: JobQueue) -> None:
+    await queue.probe()
+    for moment in range(25):
+        waiting = asyncio.create_task(queue.wait(0.2))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        async with asyncio.timeout(1):
+            [answer] = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(answer, asyncio.CancelledError), f"lost after {moment} switches"
 
 
 def test_faults_of_our_own_are_not_called_unavailable() -> None:

@@ -92,7 +92,9 @@ async def test_priorities_and_ageing(redis: Redis, settings: Settings, image_req
     queue = JobQueue(redis, settings.model_copy(update={"ageing_seconds": 0.4}))
     old = await queue.submit(image_request(priority="low"))
     await asyncio.sleep(0.9)
-    fresh = {p: (await queue.submit(image_request(priority=p))).job for p in (Priority.LOW, Priority.NORMAL, Priority.HIGH)}
+    fresh = {
+        p: (await queue.submit(image_request(priority=p))).job for p in (Priority.LOW, Priority.NORMAL, Priority.HIGH)
+    }
     taken = [claim.job.id for claim in await queue.take("w", 10)]
     assert taken == [old.job.id, fresh[Priority.HIGH].id, fresh[Priority.NORMAL].id, fresh[Priority.LOW].id]
 
@@ -170,7 +172,9 @@ async def test_stats_count_what_waits_and_runs(queue: JobQueue, image_request: A
     await queue.probe()
 
 
-async def test_no_key_outlives_a_job_but_its_record(queue: JobQueue, redis: Redis, settings: Settings, image_request: Ask) -> None:
+async def test_no_key_outlives_a_job_but_its_record(
+    queue: JobQueue, redis: Redis, settings: Settings, image_request: Ask
+) -> None:
     job = (await queue.submit(image_request())).job
     [claim] = await queue.take("w", 1)
     await queue.confirm_cancel(claim)

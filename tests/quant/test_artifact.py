@@ -47,6 +47,9 @@ def test_what_was_saved_comes_back_to_the_bit(
     stored = load_file(tmp_path / "made" / TENSORS)
     assert manifest.weights_bytes == sum(tensor.nbytes for tensor in stored.values())
     assert stored["down.integers"].dtype is torch.int8
+    assert stored["norm.weight"].dtype is torch.float16  # ones, so nothing is lost
+    assert stored["last.weight"].dtype is torch.float32
+    assert manifest.memory_bytes == sum(tensor.nbytes for tensor in again.state_dict().values())
     assert "shift" not in stored
     assert manifest.weights_bytes < 0.35 * manifest.float_weights_bytes
 

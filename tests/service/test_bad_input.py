@@ -149,7 +149,9 @@ def test_a_body_without_an_end_is_cut_while_it_comes(idle: Served) -> None:
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
         for _ in range(5):
             connection.sendall(chunk)
-        answer = connection.recv(65536)
+        answer = b""
+        while b"body_too_large" not in answer and (part := connection.recv(65536)):
+            answer += part
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"body_too_large" in answer
     check_queue_empty(idle)
@@ -191,7 +193,7 @@ BODIES = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6)
 PROMPTS = st.text(alphabet=string.ascii_letters + " \u00e9\u202e\u200b\U0001f600", max_size=40)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES, prompt=st.none() | PROMPTS, route=st.sampled_from(ROUTES))
 def test_random_fields(idle: Served, body: dict[str, Any], prompt: str | None, route: str) -> None:
     if prompt is not None:

@@ -72,7 +72,7 @@ def test_this_machines_names_are_served(served: Served, host: str) -> None:
     [{"Authorization": ""}, bearer("wrong"), {"Authorization": "first-key"}, {"Authorization": "Bearer"}, bearer("é")],
 )
 def test_a_wrong_key_is_refused_everywhere(guarded: Served, headers: dict[str, str]) -> None:
-    sent = {name: value.encode() for name, value in headers.items()}
+    sent = {name.encode(): value.encode() for name, value in headers.items()}
     for method, path in (
         ("POST", "/v1/images/generations"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("PUT", f"/v1/jobs/{'0' * 32}"),
         ("GET", f"/v1/jobs/{'0' * 32}"), ("GET", f"/v1/jobs/{'0' * 32}/events"), ("GET", "/v1/models"),
@@ -117,7 +117,8 @@ def test_streams_are_bounded_per_key(guarded: Served) -> None:
     job = guarded.client.post("/v1/jobs", json={"prompt": "hold a"}).json()
     path = f"/v1/jobs/{job['id']}/events"
     with guarded.client.stream("GET", path) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: httpx closes the connection when this is collected
+        next(lines)
         answer = guarded.client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_streams")
         assert answer.headers["retry-after"]
@@ -138,6 +139,31 @@ def test_open_requests_are_bounded(make_settings: Callable[..., Settings], serve
         assert gateway.client.get("/v1/models").status_code == 200
 
 
+def test_a_slow_head_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.protocol.HEAD_SECONDS", 0.5)
+    for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", served.server.port), timeout=5) as connection:
+            connection.sendall(first)
+            assert not first or connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET / HT")
+            started = time.monotonic()
+            while connection.recv(65536):
+                pass
+            assert time.monotonic() - started < 3
+
+
+def test_a_long_wait_for_an_answer_is_no_slow_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.protocol.HEAD_SECONDS", 0.3)
+    with httpx.Client(base_url=served.url) as client:
+        path = f"/v1/jobs/{client.post('/v1/jobs', json={'prompt': 'hold a'}).json()['id']}"
+        with client.stream("GET", f"{path}/events") as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            time.sleep(0.8)
+            client.post(f"{path}/cancel")
+            assert "event: canceled" in list(lines)
+
+
 def test_draining_finishes_what_is_open(
     make_settings: Callable[..., Settings], serve: Callable[..., Any], work: Callable[..., Any]
 ) -> None:
@@ -151,7 +177,7 @@ def test_draining_finishes_what_is_open(
             target=lambda: held.append(httpx.post(f"{gateway.url}/v1/images/generations", json=body, timeout=20))
         )
         thread.start()
-        while not (jobs := gateway.client.get("/v1/jobs", params={"state": "running"}).json()["data"]):
+        while not (jobs := gateway.client.get("/v1/jobs", params={"status": "running"}).json()["data"]):
             time.sleep(0.02)
         gateway.in_loop(gateway.server.leave)
         ready = gateway.client.get("/readyz")

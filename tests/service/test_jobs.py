@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from jobs.records import Claim
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from jobs.queue import JobQueue
@@ -54,6 +57,22 @@ def test_put_is_idempotent(served: Served) -> None:
     assert (again.status_code, again.json()["request"]) == (200, first.json()["request"])
     other = served.client.put(f"/v1/jobs/{job_id}", json={"prompt": "a blue circle"})
     assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+
+
+def test_a_repeat_is_answered_even_when_no_worker_is_left(
+    make_settings: Callable[..., Settings], serve: Callable[..., Any], work: Callable[..., Any]
+) -> None:
+    settings = make_settings()
+    worker = work(settings)
+    worker.start()
+    with serve(settings) as gateway:
+        path, body = f"/v1/jobs/{secrets.token_hex(16)}", {"prompt": "a red circle"}
+        assert gateway.client.put(path, json=body).status_code == 202
+        worker.stop()
+        gateway.ask(lambda queue: queue.farewell("fake"))
+        time.sleep(1.1)  # the gateway remembers its workers for a second
+        assert gateway.client.put(f"/v1/jobs/{secrets.token_hex(16)}", json=body).status_code == 503
+        assert gateway.client.put(path, json=body).status_code == 200
 
 
 def test_concurrent_submits_with_one_key_make_one_job(served: Served) -> None:
@@ -128,19 +147,26 @@ def test_a_queued_job_is_canceled_at_once(idle: Served) -> None:
 
 def test_list_pages_newest_first(idle: Served) -> None:
     made = [submit(idle)["id"] for _ in range(5)]
-    first = idle.client.get("/v1/jobs", params={"limit": 2, "state": "queued"}).json()
+    first = idle.client.get("/v1/jobs", params={"limit": 2, "status": "queued"}).json()
     assert [job["id"] for job in first["data"]] == [made[4], made[3]]
     assert first["has_more"] is True
-    rest = idle.client.get("/v1/jobs", params={"after": first["last_id"], "state": "queued"}).json()
+    rest = idle.client.get("/v1/jobs", params={"after": first["last_id"], "status": "queued"}).json()
     assert [job["id"] for job in rest["data"]] == [made[2], made[1], made[0]]
     assert rest["has_more"] is False
-    assert idle.client.get("/v1/jobs", params={"state": "running"}).json()["data"] == []
+    assert idle.client.get("/v1/jobs", params={"status": "running"}).json()["data"] == []
     for job_id in made:
         idle.client.post(f"/v1/jobs/{job_id}/cancel")
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("state=done", "state")]
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("status=done", "status"),
+        ("state=queued", "state"),
+    ],
 )
 def test_list_refuses_what_it_cannot_do(idle: Served, query: str, param: str) -> None:
     answer = idle.client.get(f"/v1/jobs?{query}")

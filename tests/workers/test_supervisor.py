@@ -60,7 +60,7 @@ def test_a_failure_of_a_job_leaves_the_child_alive(bench_of: BenchOf) -> None:
 def test_a_job_that_kills_its_child_fails_alone(bench_of: BenchOf, deed: str) -> None:
     async def story() -> None:
         async with bench_of(last_words_seconds=0.2) as bench:
-            good = [await bench.submit("sleep 0.4") for _ in range(4)]
+            good = [await bench.submit("sleep 0.8") for _ in range(2)]
             await bench.running(*good)
             poison = await bench.submit(deed)
             job = await bench.final(poison)
@@ -82,7 +82,7 @@ def test_a_job_that_kills_its_child_fails_alone(bench_of: BenchOf, deed: str) ->
 def test_a_kill_from_outside_counts_against_nobody(bench_of: BenchOf) -> None:
     async def story() -> None:
         async with bench_of() as bench:
-            ids = [await bench.submit("sleep 0.5") for _ in range(3)]
+            ids = [await bench.submit("sleep 1") for _ in range(3)]
             await bench.running(*ids)
             os.kill(bench.child_pid, signal.SIGKILL)
             killed = time.monotonic()
@@ -90,7 +90,7 @@ def test_a_kill_from_outside_counts_against_nobody(bench_of: BenchOf) -> None:
                 job = await bench.final(job_id)
                 assert job.state is JobState.SUCCEEDED
                 assert (job.deliveries, job.suspect_attempts) == (2, 0)
-            assert time.monotonic() - killed < 5
+            assert time.monotonic() - killed < 10
             assert bench.restarts == {"outside": 1}
 
     asyncio.run(story())
@@ -118,7 +118,7 @@ def test_a_silent_child_is_replaced_and_one_stopped_from_outside_is_no_suspect(b
             job = await bench.final(await bench.submit("mute"))
             assert job.failure is not None
             assert job.failure.code == "timeout"
-            frozen = await bench.submit("sleep 0.5")
+            frozen = await bench.submit("sleep 1")
             await bench.running(frozen)
             os.kill(bench.child_pid, signal.SIGSTOP)
             job = await bench.final(frozen)
@@ -146,7 +146,7 @@ def test_a_cancel_reaches_a_running_job_within_milliseconds(bench_of: BenchOf) -
 def test_a_cancel_that_is_not_confirmed_costs_the_child_but_not_its_other_jobs(bench_of: BenchOf) -> None:
     async def story() -> None:
         async with bench_of(cancel_seconds=0.5) as bench:
-            deaf, fine = await bench.submit("hang"), await bench.submit("sleep 1")
+            deaf, fine = await bench.submit("hang"), await bench.submit("sleep 3")
             await bench.running(deaf, fine)
             await bench.queue.cancel(deaf)
             assert (await bench.final(deaf)).state is JobState.CANCELED

@@ -1,0 +1,102 @@
+"""Admission's policy by itself: what is filled in, what is refused and in which words, what is only noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from jobs.catalog import Catalog
+from jobs.errors import DiskFull, InvalidRequest, NoWorker, UnknownModel, UnknownProfile
+from jobs.job import Costs
+from jobs.records import WorkerInfo
+from jobs.request import ImageParameters
+from service.admission import Admission
+from service.settings import Settings
+
+READY = WorkerInfo(name="w", state="ready", models=("tiny",), profiles={"tiny": ("float",)})
+
+
+@pytest.fixture
+def admission(make_settings: Callable[..., Settings]) -> Admission:
+    return build(make_settings(), [READY])
+
+
+def build(settings: Settings, workers: Sequence[WorkerInfo], full: bool = False) -> Admission:
+    async def look() -> Sequence[WorkerInfo]:
+        return workers
+
+    def check_floor() -> None:
+        if full:
+            raise DiskFull("no space", retry_after=60)
+
+    return Admission(settings, Catalog.scan(settings), look, check_floor)
+
+
+def ask(**fields: Any) -> ImageParameters:
+    return ImageParameters.model_validate({"prompt": "a red circle"} | fields)
+
+
+def test_what_is_left_out_comes_from_the_card(admission: Admission) -> None:
+    request = admission.resolve(ask())
+    assert (request.model, request.profile, request.width, request.height) == ("tiny", "float", 16, 16)
+    assert (request.num_inference_steps, request.guidance_scale, request.notices) == (4, 3.0, ())
+    assert admission.resolve(ask(guidance_scale=0.0, seed=0)).guidance_scale == 0.0
+    assert len({admission.resolve(ask()).seed for _ in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "text"),
+    [
+        ({"width": 72}, "width", "tiny makes 8 to 64 pixels; got 72"),
+        ({"height": 12}, "height", "tiny needs a multiple of 8 pixels; got 12"),
+        ({"width": 64, "height": 40}, "width", "at most 2048 pixels; 64x40 are 2560"),
+        ({"num_inference_steps": 51}, "num_inference_steps", "at most 50; got 51"),
+        ({"output_compression": 90}, "output_compression", "png is lossless"),
+    ],
+)
+def test_limits_are_told(admission: Admission, fields: dict[str, Any], param: str, text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        admission.resolve(ask(**fields))
+    assert caught.value.param == param
+    assert text in caught.value.message
+
+
+def test_unknown_names_list_the_known(admission: Admission) -> None:
+    with pytest.raises(UnknownModel, match="tiny"):
+        admission.resolve(ask(model="other"))
+    with pytest.raises(UnknownProfile, match="float, w8a8"):
+        admission.resolve(ask(profile="w4a4"))
+
+
+def test_surprises_are_noticed(admission: Admission) -> None:
+    request = admission.resolve(ask(prompt="A RED circle's dragon", negative_prompt="fog", width=24))
+    assert [notice.code for notice in request.notices] == ["unknown_words", "untrained_size"]
+    assert "circle's, dragon, fog" in request.notices[0].message
+
+
+def test_only_a_worker_with_the_profile_will_do(admission: Admission, make_settings: Callable[..., Settings]) -> None:
+    assert asyncio.run(admission.admit(ask())).profile == "float"
+    with pytest.raises(NoWorker, match="'w8a8'"):
+        asyncio.run(admission.admit(ask(profile="w8a8")))
+    with pytest.raises(NoWorker, match="no worker is running") as caught:
+        asyncio.run(build(make_settings(), []).admit(ask()))
+    assert caught.value.retry_after is not None
+
+
+def test_a_full_disk_refuses(make_settings: Callable[..., Settings]) -> None:
+    with pytest.raises(DiskFull):
+        asyncio.run(build(make_settings(), [READY], full=True).admit(ask()))
+
+
+def test_a_job_that_would_take_too_long_is_refused_once_the_pace_is_known(admission: Admission) -> None:
+    small, large = ask(), ask(width=32, height=64, num_inference_steps=50, n=4)
+    done = asyncio.run(admission.admit(large))  # nothing is known yet
+    request = asyncio.run(admission.admit(small))
+    admission.costs.observe(request, Costs(denoise_seconds=2.0))
+    assert admission.costs.estimate(done) == pytest.approx(2.0 * done.work / request.work)
+    with pytest.raises(InvalidRequest, match="would take about 800 seconds; at most 600"):
+        asyncio.run(admission.admit(large))
+    assert asyncio.run(admission.admit(small)).work == request.work
