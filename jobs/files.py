@@ -87,22 +87,22 @@ class ResultStore:
         try:
             if path.parent.is_symlink():
                 raise _unknown()
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in _MISSING:
                 raise _unknown() from None
             raise
-        facts = os.fstat(file.fileno())
+        facts = os.fstat(descriptor)
         if stat.S_ISREG(facts.st_mode) and not self._is_over(facts, time.time()):
-            return file
-        file.close()
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
         raise Expired("the file's time is over; make it again") if stat.S_ISREG(facts.st_mode) else _unknown()
 
     def discard(self, job_id: str, token: str) -> int:
         """Delete the files of one attempt at a job; how many there were."""
         _parse(f"{job_id}-{token}-0.png")
         folder = self._folder(job_id)
-        doomed = list(folder.glob(f"{job_id}-{token}-*"))
+        doomed = [path for path in _inside(folder) if path.name.startswith(f"{job_id}-{token}-")]
         for path in doomed:
             path.unlink(missing_ok=True)
         _remove_if_empty(folder)
@@ -111,22 +111,27 @@ class ResultStore:
     def sweep(self, now: float) -> int:
         """Delete what is over at Unix time `now`: expired files, remains of interrupted writes, empty folders."""
         count = 0
-        for path in self._root.glob("??/*/*"):
-            with suppress(FileNotFoundError):
-                facts = path.lstat()
-                left_over = path.name.startswith(_TEMPORARY) and facts.st_mtime + _TEMPORARY_SECONDS <= now
-                if left_over or self._is_over(facts, now):
-                    path.unlink()
-                    count += 1
-        for pattern in ("??/*", "??"):
-            for folder in self._root.glob(pattern):
+        for shelf in _inside(self._root):
+            for folder in _inside(shelf):
+                count += sum(self._sweep_file(path, now) for path in _inside(folder))
                 _remove_if_empty(folder)
+            _remove_if_empty(shelf)
         return count
+
+    def _sweep_file(self, path: Path, now: float) -> bool:
+        with suppress(FileNotFoundError):
+            facts = path.lstat()
+            left_over = path.name.startswith(_TEMPORARY) and facts.st_mtime + _TEMPORARY_SECONDS <= now
+            if left_over or (_FILE_ID.fullmatch(path.name) and self._is_over(facts, now)):
+                path.unlink()
+                return True
+        return False
 
     def attempts(self, before: float) -> Iterator[tuple[str, str]]:
         """(job id, token) of each attempt whose newest file was written before Unix time `before`."""
         newest: dict[tuple[str, str], float] = {}
-        for path in self._root.glob("??/*/*"):
+        files = (path for shelf in _inside(self._root) for folder in _inside(shelf) for path in _inside(folder))
+        for path in files:
             match = _FILE_ID.fullmatch(path.name)
             if match is not None:
                 with suppress(FileNotFoundError):
@@ -172,11 +177,21 @@ def _unknown() -> NotFound:
 
 
 def _create(path: Path) -> int:
-    """A new file's descriptor. Its folder may be swept away as empty between our two calls: then once more."""
+    """A new file's descriptor. Its folder may be swept away as empty between our calls: then once more."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What a folder holds now; nothing when it is gone, or no folder. (`glob` fails when one vanishes meanwhile.)"""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        if error.errno in _MISSING:
+            return []
+        raise
 
 
 def _sync(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -19,7 +20,9 @@ from jobs.keys import GROUP, RETURNED, Keys
 from jobs.settings import Settings
 
 _HEALS = (LostConnection, NoAnswer, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
-_REFUSALS = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ")
+_REFUSAL = re.compile(r"(?:^|[ -])(?:MISCONF|OOM|READONLY|NOREPLICAS|MASTERDOWN|BUSY) ")
+"""At the start of an error, or inside one: Redis 6.2 wraps what a script met."""
+
 _RETRY_AFTER = 2.0
 _PREVIEW_LOG_SECONDS = 3600
 _DEAD_LETTER_SECONDS = 30 * 86_400
@@ -33,7 +36,7 @@ def translated() -> Iterator[None]:
     except _HEALS as error:
         raise Unavailable(f"the queue is away: {error}", retry_after=_RETRY_AFTER) from error
     except ResponseError as error:
-        if str(error).startswith(_REFUSALS):
+        if _REFUSAL.search(str(error)):
             raise Unavailable(f"the queue refuses writes: {error}", retry_after=_RETRY_AFTER) from error
         raise
 

@@ -35,9 +35,9 @@ class Manifest(BaseModel):
     """What `manifest.json` holds.
 
     `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256,
-    `weights_bytes` counts the tensors stored, `float_weights_bytes` the same weights in float32. Tensors that stay
-    float are stored in float16 where that loses nothing; a backend holds them in float32 (`memory_bytes`). `calibration` says
-    by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
+    `weights_bytes` counts the tensors stored, `float_weights_bytes` the same weights in float32. What stays float is
+    stored in float16 where that loses nothing; a backend holds it in float32 (`memory_bytes`). `calibration` says by
+    what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

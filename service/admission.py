@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from jobs.catalog import Catalog
-
 from jobs.errors import InvalidRequest, NoWorker
 from jobs.job import Costs
 from jobs.profile import FLOAT, ModelCard, ProfileCard
@@ -140,6 +139,8 @@ class Admission:
         """Workers whose heartbeat is alive, as seen within the last second."""
         now = time.monotonic()
         if self._seen_workers is None or now - self._seen_workers[0] > _LOOK_SECONDS:
+            if self._seen_workers is not None:
+                self._seen_workers = (now, self._seen_workers[1])  # one looks; the others go by the last look meanwhile
             self._seen_workers = (now, await self._workers())
         return self._seen_workers[1]
 

@@ -7,6 +7,7 @@ it also runs asynchronous fixtures, in the loop of the test. No other plugin is 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The session's own server, on a unix socket."""
+    """The session's own server, on a unix socket, up for a second: before that it ends no lease of less."""
     settings = Settings(data=tmp_path_factory.mktemp("redis"), redis_url=None)
     server = RedisServer(settings)
     server.start_now()
+    with BlockingRedis.from_url(resolve(settings)) as client:
+        while client.info("server")["uptime_in_seconds"] < 1:
+            time.sleep(0.05)
     yield resolve(settings)
     server.stop_now()
 

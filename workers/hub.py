@@ -147,13 +147,16 @@ class Hub:
             self._waiting = [ticket for ticket in self._waiting if ticket.task is not task]
             self._changed.notify_all()
 
-    def measure(self, served: Served, call: DenoiserCall) -> int:
-        """Finds the row limit for a call's shape by running it, in turn with others; returns the limit."""
+    def measure(self, served: Served, call: DenoiserCall, seconds: float) -> int:
+        """Finds the row limit for a call's shape by running it, in turn with others; returns the limit.
+
+        `seconds` is what one call took before: what is too slow to be measured now is learned from the jobs' own calls.
+        """
         from pipelines.batch import group_key, repeat, run_together
 
         limit = self._limits.of((served.model, served.profile, group_key(call)))
         end = time.monotonic() + MEASURE_SECONDS
-        while not limit.settled and time.monotonic() < end:
+        while not limit.settled and time.monotonic() + seconds < end:
             rows = limit.rows
             with self._turns.take():
                 started = time.monotonic()

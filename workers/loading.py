@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from jobs.catalog import Catalog
 from jobs.errors import JobFailed
 from jobs.profile import FLOAT, ModelCard, ProfileCard
+from pipelines.batch import run_together
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
@@ -23,7 +23,7 @@ from workers.turns import Turns
 
 log = logging.getLogger(__name__)
 
-WARMUP_STEPS = 2
+WARMUP_STEPS = 1
 
 
 class ModelLoader:
@@ -54,8 +54,8 @@ class ModelLoader:
         denoiser = self._open(self._catalog.profile(model, profile), components)
         served = Served(model, profile, denoiser)
         read = time.monotonic()
-        call = self._warm_up(self._catalog.card(model), components, served)
-        rows = self._hub.measure(served, call)
+        call, seconds = self._warm_up(self._catalog.card(model), components, served)
+        rows = self._hub.measure(served, call, seconds)
         log.info(
             "%s/%s: read in %.2f s, warmed up and measured in %.2f s, %d rows a call, %d bytes",
             model, profile, read - started, time.monotonic() - read, rows, denoiser.weights_bytes,
@@ -69,8 +69,8 @@ class ModelLoader:
 
         return load_quantized(card, components, self._settings)
 
-    def _warm_up(self, card: ModelCard, components: Components, served: Served) -> DenoiserCall:
-        """Draws a picture at the default size so that the first job finds all compiled; its last denoiser call."""
+    def _warm_up(self, card: ModelCard, components: Components, served: Served) -> tuple[DenoiserCall, float]:
+        """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds."""
         seams = _WarmSeams(served.denoiser, self._turns)
         defaults = card.defaults
         order = Order(
@@ -88,7 +88,7 @@ class ModelLoader:
             log.warning("%s/%s: the warm-up of %d steps: %s", card.id, served.profile, WARMUP_STEPS, error)
         if seams.last is None:
             raise JobFailed(f"the pipeline of {card.id} never calls its denoiser")
-        return seams.last
+        return seams.last, seams.seconds
 
 
 class _WarmSeams:
@@ -98,12 +98,16 @@ class _WarmSeams:
         self._denoiser = denoiser
         self._turns = turns
         self.last: DenoiserCall | None = None
+        self.seconds = 0.0
 
     def denoise(self, call: DenoiserCall) -> Tensor:
         """Runs now, or as soon as the device is free."""
         self.last = call
-        with self._turns.take(), torch.inference_mode():
-            return self._denoiser.run(call)
+        with self._turns.take():
+            started = time.monotonic()
+            output = run_together(self._denoiser, [call])[0]
+            self.seconds = time.monotonic() - started
+        return output
 
     def alone(self, stage: Exclusive) -> AbstractContextManager[None]:
         """The device's turn."""

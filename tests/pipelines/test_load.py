@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipelines.families import UnsupportedModel
 from pipelines.load import load_components, load_denoiser, new_pipeline
@@ -25,17 +27,18 @@ def edit_index(folder: Path, **changes: object) -> None:
 
 def test_pipelines_share_parts_but_no_scheduler(folder: Path) -> None:
     components = load_components(folder)
-    one, other = (new_pipeline(components, object()) for _ in range(2))
+    one, other = (new_pipeline(components, components.skeleton) for _ in range(2))
     assert one.vae is other.vae is components.parts["vae"]
     assert one.scheduler is not other.scheduler
     assert one.scheduler.config == other.scheduler.config
     assert components.weights_bytes > 0
-    assert all(parameter.is_meta for parameter in components.skeleton.parameters())
+    assert {parameter.device.type for parameter in components.skeleton.parameters()} == {"meta"}
 
 
 def test_weights_stored_in_half_precision_are_used_in_full(folder: Path) -> None:
     components = load_components(folder)
-    load_denoiser(components).to(torch.float16).save_pretrained(folder / "unet")
+    half: Any = load_denoiser(components).to(torch.float16)
+    half.save_pretrained(folder / "unet")
     assert {parameter.dtype for parameter in load_denoiser(components).parameters()} == {torch.float32}
 
 
@@ -59,9 +62,18 @@ def test_an_unknown_pipeline_is_refused(folder: Path) -> None:
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_in.weight"]
+    save_file(weights, file)
+    with pytest.raises(UnsupportedModel, match=r"lacks weights.*conv_in\.weight"):
+        load_denoiser(load_components(folder))
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
-    with pytest.raises(UnsupportedModel, match="lacks weights or has wrong shapes"):
+    with pytest.raises(UnsupportedModel, match="expected shape"):
         load_denoiser(load_components(folder))
 
 

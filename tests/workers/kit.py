@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -28,13 +29,15 @@ from workers.task import Assignment, Task
 
 TOKEN = "0123456789abcdef"
 TINY = "stable-diffusion"
+DEFAULTS = {"width": 32, "height": 32, "num_inference_steps": 6, "guidance_scale": 4.0}
 
 
 def tiny_settings(root: Path, families: Sequence[str] = (TINY,), **changes: Any) -> WorkerSettings:
     """Settings on a data folder of their own that holds tiny models named like their families."""
     for family in families:
         if not (root / "models" / family).exists():
-            save_tiny(family, root / "models" / family)
+            folder = save_tiny(family, root / "models" / family)
+            (folder / "halftone.json").write_text(json.dumps({"defaults": DEFAULTS}))
     return WorkerSettings.model_validate({"data": root, "threads": 1} | changes)
 
 
@@ -44,13 +47,9 @@ def request(model: str = TINY, **changes: Any) -> ImageRequest:
         "model": model,
         "profile": "float",
         "prompt": "a red box",
-        "width": 32,
-        "height": 32,
-        "num_inference_steps": 6,
-        "guidance_scale": 4.0,
         "seed": 1,
     }
-    return ImageRequest.model_validate(fields | changes)
+    return ImageRequest.model_validate(DEFAULTS | fields | changes)
 
 
 @dataclass
@@ -78,6 +77,7 @@ class Kit:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.messages: list[FromChild] = []
+        self.root = settings.results_dir
         self.store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
         self.catalog = Catalog.scan(settings)
         self.tools: Tools = open_engine(self.catalog, settings, self.messages.append)
@@ -111,6 +111,10 @@ class Kit:
         for thread in threads:
             thread.join()
         return [results[index] for index in range(len(wanted))]
+
+    def store_files(self, job_id: str) -> list[Path]:
+        """Whatever lies on disk for a job."""
+        return [path for path in self.root.rglob(f"{job_id}-*") if path.is_file()]
 
     def files(self, result: JobResult) -> list[bytes]:
         return [self.store.path_of(file.id).read_bytes() for file in result.files]

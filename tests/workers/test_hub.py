@@ -1,0 +1,251 @@
+"""The hub's scheduling: who runs with whom, who goes first, who gets whose error. The denoiser is a gate."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.request import Priority
+from pipelines.denoiser import DenoiserCall
+from workers.hub import Batch, Hub, Served
+from workers.rows import MAX_ROWS, RowLimit
+from workers.task import JobCanceledSignal, Task
+from workers.turns import Turns
+
+POISON = -666.0
+
+
+class Gate:
+    """A denoiser that waits for a permit before each call, doubles samples, and chokes on poison."""
+
+    name, backend, weights_bytes = "gate", "torch", 0
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.seen: list[list[float]] = []
+
+    def run(self, call: DenoiserCall) -> Tensor:
+        self.seen.append(call.sample[:, 0].tolist())
+        self.entered.release()
+        if not self.permits.acquire(timeout=20):
+            raise TimeoutError("no permit")
+        if bool((call.sample == POISON).any()):
+            raise ValueError("poison")
+        return call.sample * 2
+
+
+def call(value: float, rows: int = 1, width: int = 3) -> DenoiserCall:
+    zeros = torch.zeros(rows, dtype=torch.int64)
+    return DenoiserCall(torch.full((rows, width), value), zeros, zeros, zeros + 4, zeros)
+
+
+class Bench:
+    """A hub, a gate, and callers on threads."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.hub = Hub(Turns(), self.batches.append)
+        self.gate = Gate()
+        self.served = Served("m", "p", self.gate)
+        self.answers: dict[float, Any] = {}
+        self.threads: list[threading.Thread] = []
+        self.hub.start()
+
+    def set_limit(self, rows: int, width: int = 3) -> None:
+        """Makes the limit of a width known, as if measured."""
+        from pipelines.batch import group_key
+
+        limit = self.hub._limits.of(("m", "p", group_key(call(0.0, 1, width))))
+        limit.rows, limit.settled = rows, True
+
+    def ask(self, value: float, task: Task | None = None, **shape: int) -> Task:
+        """Calls on a thread of its own and returns once the hub has the call."""
+        asker = task or Task(f"job-{value}")
+
+        def run() -> None:
+            try:
+                self.answers[value] = self.hub.run(asker, self.served, call(value, **shape))
+            except (ValueError, JobCanceledSignal) as error:
+                self.answers[value] = error
+
+        before = len(self.hub._waiting)
+        thread = threading.Thread(target=run)
+        self.threads.append(thread)
+        thread.start()
+        wait_until(lambda: len(self.hub._waiting) > before or value in flat(self.gate.seen))
+        return asker
+
+    def block(self) -> None:
+        """Fills the device with a call, so that the next ones pile up."""
+        self.ask(0.0, width=7)
+        assert self.gate.entered.acquire(timeout=10)
+
+    def finish(self, permits: int = 50) -> None:
+        self.gate.permits.release(permits)
+        for thread in self.threads:
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def flat(lists: list[list[float]]) -> list[float]:
+    return [value for values in lists for value in values]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.gate.permits.release(100)
+    made.hub.stop()
+
+
+def test_waiting_calls_of_one_shape_run_as_one(bench: Bench) -> None:
+    bench.set_limit(16)
+    bench.block()
+    for value in (1.0, 2.0, 3.0):
+        bench.ask(value, rows=2)
+    bench.ask(9.0, width=5)
+    bench.finish()
+    assert bench.gate.seen[1:] == [[1.0, 1.0, 2.0, 2.0, 3.0, 3.0], [9.0]]
+    assert [(batch.rows, batch.jobs) for batch in bench.batches] == [(1, 1), (6, 3), (1, 1)]
+    assert {value: answer.tolist()[0][0] for value, answer in bench.answers.items()} == {
+        0.0: 0.0, 1.0: 2.0, 2.0: 4.0, 3.0: 6.0, 9.0: 18.0,
+    }  # fmt: skip
+
+
+def test_no_batch_exceeds_the_measured_limit(bench: Bench) -> None:
+    bench.set_limit(4)
+    bench.block()
+    for value in (1.0, 2.0, 3.0):
+        bench.ask(value, rows=2)
+    bench.finish()
+    assert [len(rows) for rows in bench.gate.seen[1:]] == [4, 2]
+
+
+def test_higher_priority_goes_first_and_age_decides_among_equals(bench: Bench) -> None:
+    bench.block()
+    bench.ask(1.0, Task("low", priority=Priority.LOW), width=4)
+    bench.ask(2.0, Task("normal", priority=Priority.NORMAL), width=5)
+    bench.ask(3.0, Task("later", priority=Priority.NORMAL), width=6)
+    bench.ask(4.0, Task("high", priority=Priority.HIGH), width=8)
+    bench.finish()
+    assert flat(bench.gate.seen[1:]) == [4.0, 2.0, 3.0, 1.0]
+
+
+def test_waiting_raises_a_low_priority(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.hub.AGEING_SECONDS", 0.02)
+    bench.block()
+    bench.ask(1.0, Task("low", priority=Priority.LOW), width=4)
+    time.sleep(0.1)
+    bench.ask(2.0, Task("high", priority=Priority.HIGH), width=5)
+    bench.finish()
+    assert flat(bench.gate.seen[1:]) == [1.0, 2.0]
+
+
+def test_a_new_job_takes_its_first_step_within_two_calls(bench: Bench) -> None:
+    """Four jobs of other shapes keep the device busy; the fifth must not wait for a round of all of them."""
+    stop = threading.Event()
+
+    def work(width: int) -> None:
+        task = Task(f"busy-{width}")
+        while not stop.is_set():
+            bench.hub.run(task, bench.served, call(float(width), width=width))
+
+    for width in (10, 11, 12, 13):
+        bench.threads.append(threading.Thread(target=work, args=(width,)))
+        bench.threads[-1].start()
+    bench.gate.permits.release(20)
+    wait_until(lambda: len(bench.gate.seen) == 21)
+    seen = len(bench.gate.seen)
+    bench.ask(1.0, width=4)
+    stop.set()
+    bench.finish()
+    assert 1.0 in flat(bench.gate.seen[seen : seen + 2])
+
+
+def test_an_error_reaches_only_the_job_that_earned_it(bench: Bench) -> None:
+    bench.set_limit(16)
+    bench.block()
+    for value in (1.0, POISON, 3.0):
+        bench.ask(value)
+    bench.finish()
+    assert len(bench.gate.seen[1]) == 3
+    assert isinstance(bench.answers[POISON], ValueError)
+    assert (bench.answers[1.0][0, 0].item(), bench.answers[3.0][0, 0].item()) == (2.0, 6.0)
+
+
+def test_cancel_ends_a_waiting_and_a_running_call_at_once(bench: Bench) -> None:
+    bench.block()
+    running, waiting = Task("running"), Task("waiting")
+    bench.gate.permits.release()
+    bench.ask(1.0, running, width=4)
+    assert bench.gate.entered.acquire(timeout=10)
+    bench.ask(2.0, waiting, width=5)
+    running.cancel()
+    waiting.cancel()
+    wait_until(lambda: {1.0, 2.0} <= set(bench.answers))  # the gate is still shut
+    assert all(isinstance(bench.answers[value], JobCanceledSignal) for value in (1.0, 2.0))
+    bench.finish()
+    assert 2.0 not in flat(bench.gate.seen)
+
+
+def test_jobs_in_lock_step_stay_together(bench: Bench) -> None:
+    bench.set_limit(16)
+
+    def work(value: float) -> None:
+        task = Task(f"job-{value}")
+        for _ in range(10):
+            bench.hub.run(task, bench.served, call(value))
+        bench.hub.leave(task)
+
+    bench.block()
+    for value in (1.0, 2.0, 3.0):
+        bench.threads.append(threading.Thread(target=work, args=(value,)))
+        bench.threads[-1].start()
+    wait_until(lambda: len(bench.hub._waiting) == 3)
+    bench.finish()
+    together = [rows for rows in bench.gate.seen if len(rows) > 1]
+    assert sum(len(rows) for rows in together) >= 20, bench.gate.seen
+
+
+def test_a_dead_hub_is_seen(bench: Bench) -> None:
+    assert bench.hub.stuck_seconds < 5
+    bench.hub.stop()
+    assert bench.hub.stuck_seconds == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("seconds_of", "expected"),
+    [
+        (lambda rows: 0.01, MAX_ROWS),  # batches are free
+        (lambda rows: 0.01 * rows, 2),  # batches gain nothing
+        (lambda rows: 0.01 if rows <= 8 else 0.0013 * rows, 8),  # and one where they gain up to a point
+    ],
+    ids=["free", "no gain", "up to 8"],
+)
+def test_row_limits_grow_while_it_pays(seconds_of: Callable[[int], float], expected: int) -> None:
+    limit = RowLimit()
+    for _ in range(100):
+        limit.observe(limit.rows, seconds_of(limit.rows))
+    assert (limit.settled, limit.rows) == (True, expected)
+
+
+def test_one_slow_run_does_not_settle_a_limit() -> None:
+    limit = RowLimit()
+    for run in range(100):
+        limit.observe(limit.rows, 5.0 if run % 2 else 0.01)
+    assert limit.rows == MAX_ROWS
