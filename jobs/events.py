@@ -151,10 +151,18 @@ class EventLog:
             del self._followers[job_id]
 
     async def _dispatch(self) -> None:
-        """Wake the followers of every job that changes. Followers look again by themselves, so a gap only delays."""
-        last = "$"
+        """Wake the followers of every job that changes; all of them once the starting place is known.
+
+        A change between a follower's look and that place would else be heard of only by its safety look.
+        """
+        last = ""
         while True:
             try:
+                if not last:
+                    newest = await self._link.call("XREVRANGE", self._keys.changed, "+", "-", "COUNT", 1)
+                    last = cast("str", newest[0][0]) if newest else "0-0"
+                    for wake in [wake for wakes in self._followers.values() for wake in wakes]:
+                        wake.set()
                 reply = await self._link.call(
                     "XREAD", "COUNT", 1000, "BLOCK", _BLOCK_MS, "STREAMS", self._keys.changed, last
                 )

@@ -1,6 +1,6 @@
 """Result files on disk: written whole or not at all, found by id only, gone after their time. Knows no job and no HTTP.
 
-A file's id is `{job id}-{token}-{index}.{ext}`; it lies at `{results}/{first two of job id}/{job id}/{file id}`. Two
+A file's id is `{job id}-{token}-{index}.{ext}`; it lies at `{results}/{first two of job id}/{file id}`. Two
 attempts at a job never share a name, so that a fenced one can delete its own files and no others.
 """
 
@@ -21,6 +21,7 @@ from typing import BinaryIO
 from jobs.errors import DiskFull, Expired, NotFound
 from jobs.settings import Settings
 
+_ATTEMPT = re.compile(r"(?:\.new-)?([0-9a-f]{32})-([0-9a-f]{16})-", re.ASCII)
 _FILE_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9]{1,2})\.(png|webp|jpeg)", re.ASCII)
 _TEMPORARY = ".new-"
 _TEMPORARY_SECONDS = 3600.0
@@ -53,9 +54,9 @@ class ResultStore:
         """
         file_id = f"{job_id}-{token}-{index}.{ext}"
         folder = self._folder(_parse(file_id)[0])
-        temporary = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        temporary = folder / f"{_TEMPORARY}{file_id}-{secrets.token_hex(4)}"
         try:
-            descriptor = _create(temporary)
+            descriptor, is_new = _create(temporary)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
@@ -65,7 +66,7 @@ class ResultStore:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            for changed in (folder, folder.parent, self._root):
+            for changed in (folder, self._root) if is_new else (folder,):
                 _sync(changed)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -102,7 +103,8 @@ class ResultStore:
         """Delete the files of one attempt at a job; how many there were."""
         _parse(f"{job_id}-{token}-0.png")
         folder = self._folder(job_id)
-        doomed = [path for path in _inside(folder) if path.name.startswith(f"{job_id}-{token}-")]
+        names = (f"{job_id}-{token}-", f"{_TEMPORARY}{job_id}-{token}-")
+        doomed = [path for path in _inside(folder) if path.name.startswith(names)]
         for path in doomed:
             path.unlink(missing_ok=True)
         _remove_if_empty(folder)
@@ -111,11 +113,9 @@ class ResultStore:
     def sweep(self, now: float) -> int:
         """Delete what is over at Unix time `now`: expired files, remains of interrupted writes, empty folders."""
         count = 0
-        for shelf in _inside(self._root):
-            for folder in _inside(shelf):
-                count += sum(self._sweep_file(path, now) for path in _inside(folder))
-                _remove_if_empty(folder)
-            _remove_if_empty(shelf)
+        for folder in _inside(self._root):
+            count += sum(self._sweep_file(path, now) for path in _inside(folder))
+            _remove_if_empty(folder)
         return count
 
     def _sweep_file(self, path: Path, now: float) -> bool:
@@ -128,11 +128,10 @@ class ResultStore:
         return False
 
     def attempts(self, before: float) -> Iterator[tuple[str, str]]:
-        """(job id, token) of each attempt whose newest file was written before Unix time `before`."""
+        """(job id, token) of each attempt whose newest file, whole or not, was written before Unix time `before`."""
         newest: dict[tuple[str, str], float] = {}
-        files = (path for shelf in _inside(self._root) for folder in _inside(shelf) for path in _inside(folder))
-        for path in files:
-            match = _FILE_ID.fullmatch(path.name)
+        for path in (path for folder in _inside(self._root) for path in _inside(folder)):
+            match = _ATTEMPT.match(path.name)
             if match is not None:
                 with suppress(FileNotFoundError):
                     key = (match[1], match[2])
@@ -154,7 +153,7 @@ class ResultStore:
             )
 
     def _folder(self, job_id: str) -> Path:
-        return self._root / job_id[:2] / job_id
+        return self._root / job_id[:2]
 
     def _is_over(self, facts: os.stat_result, now: float) -> bool:
         return facts.st_mtime + self._ttl + _GRACE_SECONDS <= now
@@ -176,12 +175,14 @@ def _unknown() -> NotFound:
     return NotFound("no such file; it may have expired")
 
 
-def _create(path: Path) -> int:
-    """A new file's descriptor. Its folder may be swept away as empty between our calls: then once more."""
+def _create(path: Path) -> tuple[int, bool]:
+    """A new file's descriptor, and whether its folder is new. The folder may be swept away as empty meanwhile."""
+    is_new = False
     while True:
         with suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), is_new
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        is_new = True
 
 
 def _inside(folder: Path) -> list[Path]:

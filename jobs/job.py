@@ -46,7 +46,7 @@ _RECORD = ConfigDict(extra="forbid", frozen=True)
 
 
 class ResultFile(BaseModel):
-    """One picture on disk. `id` is its public name at /v1/files/{id}; it is also the file's name in its job's folder."""
+    """One picture on disk. `id` is its public name at /v1/files/{id}; it is also the file's name on disk."""
 
     model_config = _RECORD
 

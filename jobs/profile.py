@@ -82,7 +82,7 @@ class ModelCard(BaseModel):
     defaults: Defaults
     limits: Limits
     trained_sizes: tuple[tuple[int, int], ...] = Field((), description="(width, height) pairs seen in training.")
-    vocabulary: tuple[str, ...] | None = Field(None, description="Every word the model knows, when that is a short list.")
+    vocabulary: tuple[str, ...] | None = Field(None, description="Every word it knows, when that is a short list.")
     profiles: tuple[ProfileCard, ...] = ()
     folder: Path | None = Field(None, exclude=True)
 

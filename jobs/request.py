@@ -66,13 +66,13 @@ class ImageParameters(BaseModel):
     kind: Kind = "image"
     prompt: Prompt
     model: ModelId | None = Field(None, description="Model id from /v1/models; the service's default when left out.")
-    profile: ProfileName | None = Field(None, description="Quantization profile from /v1/profiles; `float` when left out.")
+    profile: ProfileName | None = Field(None, description="Quantization profile; `float` when left out.")
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
-    seed: Seed | None = Field(None, description="Drawn at random and returned when left out. Picture i of n uses seed + i.")
+    seed: Seed | None = Field(None, description="Drawn at random when left out. Picture i of n uses seed + i.")
     n: Count = 1
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(

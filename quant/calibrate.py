@@ -17,6 +17,9 @@ from quant.errors import CalibrationError
 from quant.layers import FloatLayer, first_tensor, quantizable_layers
 from quant.observe import Histogram
 
+MAX_CALLS = 16
+"""Rows of whole calls that are kept for judging layers together."""
+
 
 @dataclass(slots=True)
 class LayerStatistics:
@@ -31,6 +34,18 @@ class LayerStatistics:
     macs: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleCall:
+    """The arguments of one call of the whole module, cut down to one of its rows."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def repeat(self, module: nn.Module) -> Any:
+        """What the module answers to it; gradients may be taken."""
+        return module(*_own(self.arguments), **_own(self.keywords))
+
+
 @dataclass(slots=True)
 class Statistics:
     """What a calibration saw.
@@ -38,10 +53,12 @@ class Statistics:
     Attributes:
         layers: dotted name of each linear and convolution to its statistics; those that never ran are there, empty.
         rows: how many rows the module was called with in all.
+        calls: up to MAX_CALLS single rows, evenly spread over all calls.
     """
 
     layers: dict[str, LayerStatistics]
     rows: int = 0
+    calls: list[ModuleCall] = field(default_factory=list)
 
 
 def calibrate(module: nn.Module, run: Callable[[nn.Module], object]) -> Statistics:
@@ -61,7 +78,7 @@ def calibrate(module: nn.Module, run: Callable[[nn.Module], object]) -> Statisti
 
 @contextmanager
 def _observed(module: nn.Module, layers: Mapping[str, FloatLayer], statistics: Statistics) -> Iterator[None]:
-    handles = [module.register_forward_hook(_count_rows(statistics))]
+    handles = [module.register_forward_hook(_count_rows(statistics), with_kwargs=True)]
     try:
         for name, layer in layers.items():
             fan_in = math.prod(layer.weight.shape[1:])
@@ -83,8 +100,43 @@ def _observe(name: str, fan_in: int, seen: LayerStatistics) -> Callable[[nn.Modu
     return hook
 
 
-def _count_rows(statistics: Statistics) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        statistics.rows += int(first_tensor(output).shape[0])
+def _count_rows(
+    statistics: Statistics,
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+    seen, stride = 0, 1
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        nonlocal seen, stride
+        rows = int(first_tensor(output).shape[0])
+        statistics.rows += rows
+        if seen % stride == 0:
+            # a row of the first or second half, where many pipelines put one branch of guidance each; the parity of
+            # set bits stays balanced when every second call is dropped below
+            row = rows // 2 if seen.bit_count() % 2 else 0
+            statistics.calls.append(ModuleCall(_row(arguments, rows, row), _row(keywords, rows, row)))
+            if len(statistics.calls) > MAX_CALLS:
+                statistics.calls = statistics.calls[::2]
+                stride *= 2
+        seen += 1
 
     return hook
+
+
+def _row(value: Any, rows: int, row: int) -> Any:
+    """Arguments with every tensor of `rows` rows cut down to one of them, copied, however they are nested."""
+    if isinstance(value, Tensor):
+        return value[row : row + 1].clone() if value.ndim > 0 and value.shape[0] == rows else value.clone()
+    return _rebuilt(value, lambda part: _row(part, rows, row))
+
+
+def _own(value: Any) -> Any:
+    """Arguments with every tensor as one that autograd may use, wherever it was made."""
+    return value.clone() if isinstance(value, Tensor) else _rebuilt(value, _own)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: change(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(change(part) for part in value)
+    return value

@@ -1,12 +1,13 @@
 """Turns a float module into one of quantized layers, in place, and reports on every layer. Must not know any model.
 
-Round to nearest with searched ranges: each weight channel and each input gets the grid of least squared error.
+Round to nearest with searched ranges: each weight channel and each input gets the grid of least squared error. Then,
+where the recipe leaves room for it, the layers whose rounding moves the model's output most go back to float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from quant.errors import CalibrationError, QuantError
 from quant.grid import Affine, from_integers, to_integers, weight_scales
 from quant.layers import FloatLayer, QuantizedLayer, empty_like, layer_kind, quantizable_layers, replace_layers
 from quant.observe import best_grid, rounding_error
-from quant.recipe import Activations, Recipe, Scheme
+from quant.recipe import Activations, Recipe, Scheme, Sensitive
 from quant.report import LayerReport, Report
+from quant.sensitivity import output_errors, worth_keeping
 
 
 def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Report:
@@ -32,20 +34,47 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Repo
     if layers.keys() != statistics.layers.keys():
         strange = sorted(layers.keys() ^ statistics.layers.keys())
         raise QuantError(f"the statistics are of another module; they differ in {', '.join(strange[:5])}")
-    fresh: dict[str, QuantizedLayer] = {}
-    reports: list[LayerReport] = []
-    for name, owner, tensors in owners_of_weights(module):
-        layer = layers.get(name)
-        if layer is None:
-            reports.append(_without_form(name, owner, tensors))
-            continue
-        seen = statistics.layers[name]
-        quantized = _quantize_layer(name, layer, recipe, seen)
-        if isinstance(quantized, QuantizedLayer):
-            fresh[name] = quantized
-        reports.append(_report(name, layer, quantized, recipe, seen, statistics.rows))
-    replace_layers(module, fresh)
+    outcomes = {name: _quantize_layer(name, layer, recipe, statistics.layers[name]) for name, layer in layers.items()}
+    effects = _keep_sensitive(module, layers, outcomes, recipe.sensitive, statistics)
+    reports = [
+        _report(name, layers[name], outcomes[name], recipe, statistics, effects.get(name))
+        if name in layers
+        else _without_form(name, owner, tensors)
+        for name, owner, tensors in owners_of_weights(module)
+    ]
+    replace_layers(module, _quantized(outcomes))
     return Report(layers=tuple(reports))
+
+
+Outcome = QuantizedLayer | str
+"""What becomes of a layer: its quantized form, or the reason why it stays float."""
+
+
+def _quantized(outcomes: Mapping[str, Outcome]) -> dict[str, QuantizedLayer]:
+    return {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, QuantizedLayer)}
+
+
+def _keep_sensitive(
+    module: nn.Module,
+    layers: Mapping[str, FloatLayer],
+    outcomes: dict[str, Outcome],
+    room: Sensitive,
+    statistics: Statistics,
+) -> dict[str, float]:
+    """Turns the outcome of layers that are worth it into a reason; each layer's squared effect on the output."""
+    if room.macs == 0 or room.bytes == 0:
+        return {}
+    effects = output_errors(module, _quantized(outcomes), statistics.calls)
+    macs = sum(seen.macs for seen in statistics.layers.values())
+    size = float_bytes(module.state_dict().values())
+    costs = {
+        name: (statistics.layers[name].macs / macs, float_bytes(layers[name].parameters()) / size) for name in effects
+    }
+    total = sum(effects.values())
+    for name in worth_keeping(effects, costs, (room.macs, room.bytes), room.least):
+        part, cost = 100 * effects[name] / total, 100 * costs[name][0]
+        outcomes[name] = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
+    return effects
 
 
 def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
@@ -58,8 +87,7 @@ def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[
             yield name, owner, owned[name]
 
 
-def _quantize_layer(name: str, layer: FloatLayer, recipe: Recipe, seen: LayerStatistics) -> QuantizedLayer | str:
-    """The quantized layer, or the reason why it stays float."""
+def _quantize_layer(name: str, layer: FloatLayer, recipe: Recipe, seen: LayerStatistics) -> Outcome:
     decision = recipe.decide(name)
     if decision.scheme is None:
         return decision.because
@@ -92,20 +120,25 @@ def _grid(activations: Activations, seen: LayerStatistics) -> Affine:
 
 
 def _report(
-    name: str, layer: FloatLayer, quantized: QuantizedLayer | str, recipe: Recipe, seen: LayerStatistics, rows: int
+    name: str, layer: FloatLayer, outcome: Outcome, recipe: Recipe, statistics: Statistics, effect: float | None
 ) -> LayerReport:
-    before = float_bytes(layer.parameters(recurse=False))
-    kept = LayerReport(
-        name=name, kind=layer_kind(layer), bytes_before=before, bytes_after=before, macs=seen.macs // rows
+    before, seen = float_bytes(layer.parameters(recurse=False)), statistics.layers[name]
+    told = LayerReport(
+        name=name,
+        kind=layer_kind(layer),
+        bytes_before=before,
+        bytes_after=before,
+        macs=seen.macs // statistics.rows,
+        output_error=None if effect is None else math.sqrt(effect),
     )
     scheme = recipe.decide(name).scheme
-    if isinstance(quantized, str) or scheme is None:
-        return kept.model_copy(update={"kept_float_because": quantized})
-    return kept.model_copy(
+    if isinstance(outcome, str) or scheme is None:
+        return told.model_copy(update={"kept_float_because": outcome})
+    return told.model_copy(
         update={
             "scheme": scheme.text,
-            "bytes_after": sum(buffer.nbytes for buffer in quantized.buffers()),
-            "error": _predicted_error(layer, quantized, seen),
+            "bytes_after": sum(buffer.nbytes for buffer in outcome.buffers()),
+            "error": _predicted_error(layer, outcome, seen),
         }
     )
 

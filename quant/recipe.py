@@ -49,6 +49,16 @@ class Rule(BaseModel):
     because: str = Field("", description="Why, where the layer is kept.")
 
 
+class Sensitive(BaseModel):
+    """Room for more float layers, beyond the rules: those whose rounding moves the model's output most, as measured."""
+
+    model_config = _STRICT
+
+    macs: float = Field(0.0, ge=0, le=1, description="Share of multiply-adds that these layers may have in all.")
+    bytes: float = Field(0.0, ge=0, le=1, description="Share of the float weights' bytes that they may have in all.")
+    least: float = Field(0.01, ge=0, le=1, description="Share of the squared error below which a layer is no matter.")
+
+
 class Scheme(BaseModel):
     """How one layer is quantized."""
 
@@ -80,6 +90,7 @@ class Recipe(BaseModel):
     description: str = ""
     weights: Weights = Weights()
     activations: Activations = Activations()
+    sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 
     def decide(self, layer: str) -> Decision:

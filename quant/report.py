@@ -18,6 +18,7 @@ class LayerReport(BaseModel):
     bytes_before: int = Field(description="In float32.")
     bytes_after: int = Field(description="As a backend holds it: integers, scales, and the rest in float32.")
     error: float | None = Field(None, description="Relative error of its output that rounding predicts, calibrated.")
+    output_error: float | None = Field(None, description="Relative error of the model's output from this layer alone.")
     macs: int = Field(0, description="Multiply-adds of a linear or convolution in one call for one row.")
     kept_float_because: str | None = None
 

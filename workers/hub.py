@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from workers.rows import MAX_ROWS, RowLimits
+from workers.rows import MAX_ROWS, RowLimits, Search
 from workers.task import Task
 from workers.turns import Turns
 
@@ -32,7 +32,8 @@ STRAGGLER_SHARE = 0.2
 share of what the last batch took. Lock-step jobs come back within a scheduler step, and a fuller batch pays it back."""
 
 MEASURE_SECONDS = 10.0
-"""Measuring a limit at load ends after so long, with what is known by then."""
+"""Measuring a limit at load ends after about so long, with what is known by then; calls slower than a tenth of it are
+not measured at all but learned from."""
 
 IDLE_SECONDS = 0.5
 
@@ -154,17 +155,22 @@ class Hub:
         """
         from pipelines.batch import group_key, repeat, run_together
 
-        limit = self._limits.of((served.model, served.profile, group_key(call)))
-        end = time.monotonic() + MEASURE_SECONDS
-        while not limit.settled and time.monotonic() + seconds < end:
-            rows = limit.rows
+        def seconds_of(rows: int) -> float:
             with self._turns.take():
                 started = time.monotonic()
                 run_together(served.denoiser, [repeat(call, rows)])
-                seconds = time.monotonic() - started
-            limit.observe(rows, seconds)
-            self._tell(Batch(served, rows, 1, seconds, is_warmup=True))
-        log.info("%s/%s: %d rows a call (%s)", served.model, served.profile, limit.rows, _rates(limit.rates))
+                took = time.monotonic() - started
+            self._tell(Batch(served, rows, 1, took, is_warmup=True))
+            return took
+
+        limit = self._limits.of((served.model, served.profile, group_key(call)))
+        if MEASURE_SECONDS / 10 < seconds < MEASURE_SECONDS:
+            seconds = seconds_of(call.rows)  # the call before may have compiled
+        if not limit.settled and seconds < MEASURE_SECONDS / 10:
+            search = Search(seconds_of)
+            search.run(MEASURE_SECONDS)
+            limit.settle(search)
+            log.info("%s/%s: %d rows a call (%s)", served.model, served.profile, limit.rows, _rates(search.rates))
         return limit.rows
 
     def _loop(self) -> None:

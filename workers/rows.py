@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 FIRST_ROWS = 2
 MAX_ROWS = 16
-"""Executables are compiled for batches of up to so many rows; no CPU measured gained from more."""
+"""Executables are compiled for batches of up to so many rows."""
 
 GAIN = 1.05
 """Twice the rows must bring so many times the rows per second, or latency and memory grow for nothing."""
@@ -18,41 +20,80 @@ SAMPLES = 3
 DOUBTS = 3
 """More runs that a size gets before it is judged not to pay: a busy machine makes single runs look slow, never fast."""
 
+RETRY_CALLS = 500
+"""Calls after which a size that did not pay among jobs' own calls is tried again: the machine may have been busy."""
 
-class RowLimit:
-    """The limit for one denoiser and shape; doubles from `FIRST_ROWS` for as long as doubling pays.
+
+@dataclass
+class Search:
+    """Finds the limit by running sizes in pairs, one right after the other, so that a busy machine slows both.
 
     Attributes:
-        rows: the limit as known so far.
-        settled: whether it is final.
-        rates: rows per second at their best, by number of rows (a power of two) a call.
+        seconds_of: runs a call of so many rows and gives its seconds.
+        rows: the largest size known to pay.
+        complete: whether that is final; otherwise time was up.
+        rates: rows per second at their best, by rows a call.
     """
+
+    seconds_of: Callable[[int], float]
+    rows: int = FIRST_ROWS
+    complete: bool = False
+    rates: dict[int, float] = field(default_factory=dict)
+
+    def run(self, budget: float) -> None:
+        """Searches for at most `budget` seconds and one comparison."""
+        end = time.monotonic() + budget
+        while self.rows < MAX_ROWS and time.monotonic() < end:
+            self.seconds_of(2 * self.rows)
+            if not self._doubling_pays():
+                self.complete = True
+                return
+            self.rows *= 2
+        self.complete = self.rows >= MAX_ROWS
+
+    def _doubling_pays(self) -> bool:
+        rates = {self.rows: 0.0, 2 * self.rows: 0.0}
+        for run in range(SAMPLES + DOUBTS):
+            for size in rates:
+                rates[size] = max(rates[size], size / self.seconds_of(size))
+            self.rates.update(rates)
+            if run + 1 >= SAMPLES and rates[2 * self.rows] >= GAIN * rates[self.rows]:
+                return True
+        return False
+
+
+class RowLimit:
+    """The limit for one denoiser and shape: set by a search, or learned from the jobs' own calls."""
 
     def __init__(self) -> None:
         self.rows = FIRST_ROWS
         self.settled = False
-        self.rates: dict[int, float] = {}
-        self._runs = 0  # of the size that is on trial: `rows`
+        self._rates: dict[int, float] = {}
+        self._runs = 0  # of the size on trial, which is `rows`; negative while it rests
+
+    def settle(self, search: Search) -> None:
+        """Takes over what a search found."""
+        self.rows, self.settled = search.rows, search.complete
+        self._rates = dict(search.rates)
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Learns from a call of `rows` rows that took `seconds`; of other sizes than the one on trial, nothing."""
+        """Learns from a job's call; of other sizes than the one on trial, nothing."""
         if self.settled or bucket_of(rows) != self.rows:
             return
         self._runs += 1
         if self._runs > 1:
-            self.rates[self.rows] = max(self.rates.get(self.rows, 0.0), rows / seconds)
+            self._rates[self.rows] = max(self._rates.get(self.rows, 0.0), rows / seconds)
         if self._runs > SAMPLES:
             self._judge()
 
     def _judge(self) -> None:
-        smaller = self.rates.get(self.rows // 2)
-        pays = smaller is None or self.rates[self.rows] >= GAIN * smaller
-        if pays and self.rows < MAX_ROWS:
-            self.rows, self._runs = 2 * self.rows, 0
-        elif pays:
-            self.settled = True
+        smaller = self._rates.get(self.rows // 2)
+        if smaller is None or self._rates[self.rows] >= GAIN * smaller:
+            self.settled = self.rows >= MAX_ROWS
+            self.rows, self._runs = min(2 * self.rows, MAX_ROWS), 0
         elif self._runs > SAMPLES + DOUBTS:
-            self.rows, self.settled = self.rows // 2, True
+            self._rates.clear()
+            self.rows, self._runs = self.rows // 2, -RETRY_CALLS
 
 
 class RowLimits:

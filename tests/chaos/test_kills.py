@@ -29,7 +29,6 @@ GAP_JOBS, GAP_SECONDS = 8, 0.3
 """Between two faults: so many jobs, and so long at least. Faults that come while nothing works show nothing."""
 STANDSTILL_SECONDS = 60.0
 QUIET_SECONDS = 20.0
-HOUR = 3700.0
 
 
 def schedule() -> list[str]:
@@ -87,11 +86,9 @@ async def story(data: Path) -> tuple[House, History, list[Job], list[str]]:
         enough.set()
         await asyncio.gather(*working)
         jobs, faults = await all_jobs(house, history)
-        # what the dead left of interrupted writes, which nobody can ask for, is swept an hour later
-        await asyncio.to_thread(ResultStore.of(house.settings).sweep, time.time() + HOUR)
-        # the rest of what they left behind goes within seconds
+        # what the dead left behind goes within seconds, interrupted writes too
         deadline = time.monotonic() + QUIET_SECONDS
-        while orphans := file_faults(jobs, {path.name for path in house.settings.results_dir.glob("??/*/*")}):
+        while orphans := file_faults(jobs, {path.name for path in house.settings.results_dir.glob("??/*")}):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.2)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import DiskFull, Expired, NotFound
 from jobs.files import ResultStore, token_of
-from jobs.job import Costs, JobResult, ResultFile, Used, new_job_id
-from jobs.orphans import collect_orphans
-from jobs.queue import JobQueue
-from jobs.request import ImageRequest
+from jobs.job import new_job_id
 
 TOKEN = "0123456789abcdef"
 
@@ -35,7 +30,7 @@ def test_a_file_is_found_by_its_id(store: ResultStore, tmp_path: Path) -> None:
     job_id = new_job_id()
     file_id, path = store.write(job_id, TOKEN, 0, b"picture", "png")
     assert file_id == f"{job_id}-{TOKEN}-0.png"
-    assert path == tmp_path / "results" / job_id[:2] / job_id / file_id == store.path_of(file_id)
+    assert path == tmp_path / "results" / job_id[:2] / file_id == store.path_of(file_id)
     with store.open(file_id) as file:
         assert file.read() == b"picture"
     assert token_of(file_id) == TOKEN
@@ -100,8 +95,8 @@ def test_links_and_folders_are_not_files(store: ResultStore, tmp_path: Path) -> 
 
 
 def test_files_expire_and_are_swept(store: ResultStore, tmp_path: Path) -> None:
-    old, old_path = store.write(new_job_id(), TOKEN, 0, b"x", "png")
-    fresh, fresh_path = store.write(new_job_id(), TOKEN, 0, b"x", "webp")
+    old, old_path = store.write("a" * 32, TOKEN, 0, b"x", "png")
+    fresh, fresh_path = store.write("b" * 32, TOKEN, 0, b"x", "webp")
     (fresh_path.parent / ".new-interrupted").write_bytes(b"half")
     now = time.time()
     os.utime(old_path, (now - 106, now - 106))
@@ -126,6 +121,15 @@ def test_discarding_one_attempt_leaves_the_other(store: ResultStore, tmp_path: P
     assert {token_of(path.name) for path in everything(tmp_path)} == {"f" * 16}
     assert store.discard(job_id, TOKEN) == 0
     assert store.discard(new_job_id(), TOKEN) == 0
+
+
+def test_an_interrupted_write_belongs_to_its_attempt(store: ResultStore, tmp_path: Path) -> None:
+    job_id = new_job_id()
+    _, path = store.write(job_id, "f" * 16, 0, b"x", "png")
+    path.with_name(f".new-{job_id}-{TOKEN}-0.png-00ff00ff").write_bytes(b"half")
+    assert set(store.attempts(time.time() + 1)) == {(job_id, TOKEN), (job_id, "f" * 16)}
+    assert store.discard(job_id, TOKEN) == 1
+    assert everything(tmp_path) == [path]
 
 
 def test_a_failed_write_leaves_nothing(store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,35 +178,3 @@ def test_the_disk_floor(tmp_path: Path) -> None:
     ResultStore(tmp_path / "results", 1, floor_bytes=1).check_floor()
     with pytest.raises(DiskFull, match="floor"):
         ResultStore(tmp_path / "results", 1, floor_bytes=2**62).check_floor()
-
-
-@pytest.mark.anyio
-async def test_orphans_are_collected_and_results_kept(
-    store: ResultStore, tmp_path: Path, queue: JobQueue, image_request: Callable[..., ImageRequest]
-) -> None:
-    for seed in range(3):
-        await queue.submit(image_request(seed=seed))
-    done, running, canceled = await queue.take("w", 3)
-    kept, _ = store.write(done.job.id, done.token, 0, b"x", "png")
-    for claim in (done, running, canceled):
-        store.write(claim.job.id, secrets.token_hex(8), 0, b"fenced", "png")
-    store.write(new_job_id(), TOKEN, 0, b"of no job", "png")
-    file = ResultFile(id=kept, mime="image/png", size_bytes=1, sha256="0", width=64, height=64, seed=1)
-    used = Used(
-        model="null",
-        profile="float",
-        backend="null",
-        seed=1,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        width=64,
-        height=64,
-        scheduler="none",
-    )
-    await queue.succeed(done, JobResult(files=(file,), used=used, costs=Costs()))
-    await queue.confirm_cancel(canceled)
-    assert await collect_orphans(store, queue, min_age=3600) == 0, "too young to judge"
-    assert await collect_orphans(store, queue, min_age=-10) == 3
-    left = everything(tmp_path)
-    assert {path.name.split("-")[0] for path in left} == {done.job.id, running.job.id}
-    assert store.path_of(kept) in left

@@ -28,6 +28,19 @@ def test_every_layer_is_counted(net: nn.Module, run: Callable[[nn.Module], None]
     assert hooks(net) == 0
 
 
+def test_calls_are_kept_evenly_and_up_to_a_bound(net: nn.Module, call: Callable[..., quant.Call]) -> None:
+    def run(module: nn.Module) -> None:
+        for step in range(70):
+            sample = torch.full((4, 8, 6, 6), float(step))
+            sample[2:] += 0.5  # the second half of the batch
+            module(sample, time=torch.tensor([1, 2, 3, 4]))
+
+    calls = quant.calibrate(net, run).calls
+    assert [int(kept.arguments[0][0, 0, 0, 0]) for kept in calls] == list(range(0, 70, 8))
+    assert {float(kept.arguments[0][0, 0, 0, 0]) % 1 for kept in calls} == {0.0, 0.5}
+    assert all(kept.arguments[0].shape == (1, 8, 6, 6) and kept.keywords["time"].shape == (1,) for kept in calls)
+
+
 def test_hooks_are_removed_when_the_run_fails(net: nn.Module) -> None:
     def broken(module: nn.Module) -> None:
         assert hooks(module) > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from jobs.request import Priority
 from pipelines.denoiser import DenoiserCall
 from workers.hub import Batch, Hub, Served
-from workers.rows import MAX_ROWS, RowLimit
+from workers.rows import MAX_ROWS, RETRY_CALLS, RowLimit, Search
 from workers.task import JobCanceledSignal, Task
 from workers.turns import Turns
 
@@ -238,10 +238,35 @@ def test_a_dead_hub_is_seen(bench: Bench) -> None:
     ids=["free", "no gain", "up to 8"],
 )
 def test_row_limits_grow_while_it_pays(seconds_of: Callable[[int], float], expected: int) -> None:
-    limit = RowLimit()
+    search = Search(seconds_of)
+    search.run(60)
+    learned = RowLimit()
     for _ in range(100):
-        limit.observe(limit.rows, seconds_of(limit.rows))
-    assert (limit.settled, limit.rows) == (True, expected)
+        learned.observe(learned.rows, seconds_of(learned.rows))
+    assert (search.complete, search.rows, learned.rows) == (True, expected, expected)
+
+
+def test_a_machine_that_gets_busy_while_measuring_changes_nothing() -> None:
+    calls = 0
+
+    def seconds_of(rows: int) -> float:
+        nonlocal calls
+        calls += 1
+        return (0.01 + 0.001 * rows) * (1 + calls / 10)
+
+    search = Search(seconds_of)
+    search.run(60)
+    assert search.rows == MAX_ROWS
+
+
+def test_what_did_not_pay_is_tried_again() -> None:
+    limit = RowLimit()
+    for _ in range(20):
+        limit.observe(limit.rows, 0.01 * limit.rows)
+    assert limit.rows == 2
+    for _ in range(RETRY_CALLS + 50):
+        limit.observe(limit.rows, 0.01)
+    assert limit.rows == MAX_ROWS
 
 
 def test_one_slow_run_does_not_settle_a_limit() -> None:
