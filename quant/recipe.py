@@ -56,7 +56,7 @@ class Sensitive(BaseModel):
 
     macs: float = Field(0.0, ge=0, le=1, description="Share of multiply-adds that these layers may have in all.")
     bytes: float = Field(0.0, ge=0, le=1, description="Share of the float weights' bytes that they may have in all.")
-    least: float = Field(0.01, ge=0, le=1, description="Share of the squared error below which a layer is no matter.")
+    least: float = Field(0.01, ge=0, le=1, description="A layer with less of the squared error left is no matter.")
 
 
 class Scheme(BaseModel):

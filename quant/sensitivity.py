@@ -101,10 +101,10 @@ def worth_keeping(
         effects: layer to its squared effect.
         costs: layer to its shares (of multiply-adds, of bytes).
         budget: how much of each share may be kept in all; nothing is kept where either is 0.
-        least: layers with less than this share of all effects are not worth an exception.
+        least: a layer with less than this share of what is left of all effects is not worth an exception.
     """
-    total = sum(effects.values())
-    if min(budget) <= 0 or total == 0:
+    left = sum(effects.values())
+    if min(budget) <= 0 or left == 0:
         return []
 
     def price(name: str) -> float:
@@ -114,7 +114,7 @@ def worth_keeping(
     spent = (0.0, 0.0)
     for name in sorted(effects, key=lambda name: (-effects[name] / price(name), name)):
         after = (spent[0] + costs[name][0], spent[1] + costs[name][1])
-        if effects[name] >= least * total and after[0] <= budget[0] and after[1] <= budget[1]:
+        if effects[name] >= least * left and after[0] <= budget[0] and after[1] <= budget[1]:
             kept.append(name)
-            spent = after
+            spent, left = after, left - effects[name]
     return kept

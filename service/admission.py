@@ -10,6 +10,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from jobs.catalog import Catalog
@@ -29,27 +30,29 @@ NO_WORKER_RETRY_AFTER = 5.0
 class CostBook:
     """What work costs here, learned from finished jobs: seconds per pixel-step by model and profile.
 
-    A smoothed average; nothing is refused by estimate before the first job of that model and profile was seen.
+    The lowest rate among recent jobs that were not much smaller than the request: what small jobs take is mostly what
+    every call costs, a first call of a shape compiles, and a job in company waits. Without such a job there is no
+    estimate, and nothing is refused by it.
     """
 
-    _WEIGHT = 0.2
+    _RECENT = 64
+    _COMPARABLE = 1 / 8
+    """Share of a request's work that a job must have had to speak for it."""
 
     def __init__(self) -> None:
-        self._rates: dict[tuple[str, str], float] = {}
+        self._seen: dict[tuple[str, str], deque[tuple[int, float]]] = {}
 
     def observe(self, request: ImageRequest, costs: Costs) -> None:
         """Learn from one finished job."""
-        if costs.denoise_seconds <= 0:
-            return
-        key = (request.model, request.profile)
-        rate = costs.denoise_seconds / request.work
-        known = self._rates.get(key, rate)
-        self._rates[key] = known + self._WEIGHT * (rate - known)
+        if costs.denoise_seconds > 0:
+            seen = self._seen.setdefault((request.model, request.profile), deque(maxlen=self._RECENT))
+            seen.append((request.work, costs.denoise_seconds / request.work))
 
     def estimate(self, request: ImageRequest) -> float | None:
         """Expected device seconds of a request; None when nothing like it has run yet."""
-        rate = self._rates.get((request.model, request.profile))
-        return None if rate is None else rate * request.work
+        seen = self._seen.get((request.model, request.profile), ())
+        rates = [rate for work, rate in seen if work >= self._COMPARABLE * request.work]
+        return min(rates) * request.work if rates else None
 
 
 class Admission:

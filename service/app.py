@@ -24,8 +24,8 @@ from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
 
-REDIS_RETRIES = 3
-"""Few: who waits for an answer is better served by a quick 503 than by a slow one."""
+REDIS_RETRIES = 6
+"""Few, about 0.7 s in all: enough for the embedded Redis to come back; after that a quick 503 serves better."""
 
 _DESCRIPTION = """
 Self-hosted image generation in which every request chooses how hard the model is compressed (`profile`).

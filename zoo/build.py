@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 import quant
 from jobs.profile import Defaults, ProfileCard
-from pipelines.denoiser import Denoiser, TorchDenoiser
+from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import load_quantized, quantize_folder
@@ -73,6 +73,26 @@ def measure(components: Components, denoisers: dict[str, Denoiser], count: int) 
             checker=lambda prompt, picture: shows(known, prompt, picture),
             progress=lambda what, done, total: bar.update(line, completed=done, total=total),
         )
+
+
+class _Recorder(TorchDenoiser):
+    """The float denoiser, keeping every call that it runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__("float", module)
+        self.calls: list[DenoiserCall] = []
+
+    def run(self, call: DenoiserCall) -> Tensor:
+        self.calls.append(call)
+        return super().run(call)
+
+
+def typical_calls(components: Components, count: int) -> list[DenoiserCall]:
+    """`count` calls that drawing unseen prompts makes, spread over the steps."""
+    recorder = _Recorder(load_denoiser(components))
+    prompts = [task.prompt for task in tasks(4)]
+    evaluate(components, {"float": recorder}, prompts, model_defaults(components.folder), seed=2000)
+    return recorder.calls[:: max(1, len(recorder.calls) // count)][:count]
 
 
 def model_defaults(folder: Path) -> Defaults:

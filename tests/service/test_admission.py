@@ -93,10 +93,14 @@ def test_a_full_disk_refuses(make_settings: Callable[..., Settings]) -> None:
 
 def test_a_job_that_would_take_too_long_is_refused_once_the_pace_is_known(admission: Admission) -> None:
     small, large = ask(), ask(width=32, height=64, num_inference_steps=50, n=4)
+    half = asyncio.run(admission.admit(ask(width=32, height=64, num_inference_steps=50, n=2)))
     done = asyncio.run(admission.admit(large))  # nothing is known yet
     request = asyncio.run(admission.admit(small))
-    admission.costs.observe(request, Costs(denoise_seconds=2.0))
-    assert admission.costs.estimate(done) == pytest.approx(2.0 * done.work / request.work)
+    admission.costs.observe(request, Costs(denoise_seconds=100.0))
+    assert admission.costs.estimate(done) is None, "a small job says nothing about one 400 times as large"
+    for seconds in (500.0, 400.0, 900.0):
+        admission.costs.observe(half, Costs(denoise_seconds=seconds))
+    assert admission.costs.estimate(done) == pytest.approx(800)
     with pytest.raises(InvalidRequest, match="would take about 800 seconds; at most 600"):
         asyncio.run(admission.admit(large))
     assert asyncio.run(admission.admit(small)).work == request.work
