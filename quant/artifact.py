@@ -102,6 +102,7 @@ def save(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         save_file(tensors, partial / TENSORS)
+        (partial / TENSORS).chmod(0o644)  # it is written readable by its owner alone
         manifest = Manifest(
             model=model,
             profile=recipe.name,
