@@ -9,14 +9,15 @@ same service with one job at a time (`HALFTONE_MAX_RUNNING=1`). Clients share th
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from bench import machine
+from bench import machine, pictures
 from bench.http import Connection
-from bench.numbers import keep, percentile, table
+from bench.numbers import RESULTS, keep, percentile, table
 from bench.service import service
 
 PROMPT = "a large red circle left of a small blue square on a beige background"
@@ -150,15 +151,17 @@ def arrivals(size: Size, profile: str = "w8a8") -> list[dict[str, object]]:
 def run(size: Size | None = None) -> None:
     """Measure all three regimes and keep the results."""
     size = size or Size()
-    found: dict[str, object] = {"machine": machine.describe(), "overhead": overhead(size)}
+    cost = overhead(size)
+    found: dict[str, object] = {"machine": machine.describe(), "overhead": cost}
     by_batch, by_load = batches(size), arrivals(size)
     found |= {"batches": by_batch, "arrivals": by_load}
     text = "\n\n".join(
         [
             "# The service under load",
-            f"{machine.processor()}, {found['machine']}. {(__doc__ or '').strip()}",
+            (__doc__ or "").strip(),
+            "Machine: " + json.dumps(found["machine"]),
             "## Overhead with the null model",
-            table([found["overhead"]]),  # type: ignore[list-item]
+            table([cost]),
             "## Pictures per second by jobs at once",
             table(by_batch),
             "## Poisson arrivals, w8a8",
@@ -166,3 +169,4 @@ def run(size: Size | None = None) -> None:
         ]
     )
     keep("load", found, text)
+    pictures.load(by_batch, by_load, RESULTS / "load.png")

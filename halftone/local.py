@@ -132,10 +132,9 @@ def open_denoiser(
     catalog: Catalog, model: str, profile: str, components: Components, settings: WorkerSettings
 ) -> Denoiser:
     """Reads a profile's denoiser into memory."""
-    from pipelines.quantized import load_quantized
-
     from pipelines.denoiser import TorchDenoiser
     from pipelines.load import load_denoiser
+    from pipelines.quantized import load_quantized
 
     if profile == FLOAT:
         return TorchDenoiser(FLOAT, load_denoiser(components))

@@ -143,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"{folder} is no artifact: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -236,7 +236,7 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
     partial = folder / f".{MANIFEST}"
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(folder / MANIFEST)
 
 

@@ -134,8 +134,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         path = Path(name_or_path)
         if not path.is_file():
             raise RecipeError(f"no recipe file at {path}")
-        return parse(path.read_text(), str(path))
+        try:
+            return parse(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is no text in UTF-8: {error}") from error
     if name_or_path not in builtin_recipes():
         raise RecipeError(f"no recipe {str(name_or_path)!r}; known: {', '.join(builtin_recipes())}, or a .toml file")
-    text = (resources.files("quant") / "recipes" / f"{name_or_path}.toml").read_text()
+    text = (resources.files("quant") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     return parse(text, f"recipe {name_or_path}")
