@@ -9,7 +9,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,10 @@ class Score:
         """Share of prompts with every attribute right, 0 to 1."""
         return self.right / max(1, self.prompts)
 
+    def as_json(self) -> dict[str, object]:
+        """Plain JSON."""
+        return {"prompts": self.prompts, "accuracy": self.accuracy, "faults": dict(self.faults)}
+
     def add(self, wrong: list[str]) -> None:
         """Count one picture."""
         self.prompts += 1
@@ -80,7 +84,7 @@ def checker_error(count: int = 2000, seed: int = 7) -> float:
     return sum(bool(faults(draw(scene, rng), scene)) for scene in scenes) / count
 
 
-def painter(pipe: DiffusionPipeline, *, steps: int = 25, guidance: float = 4.0) -> Painter:
+def painter(pipe: DiffusionPipeline, *, steps: int = 25, guidance: float = 3.0) -> Painter:
     """Paints with a diffusers pipeline, each picture from its own seed."""
 
     def paint(prompts: list[str], seeds: list[int]) -> list[Picture]:
@@ -94,7 +98,7 @@ def painter(pipe: DiffusionPipeline, *, steps: int = 25, guidance: float = 4.0) 
 def report(paint: Painter, count: int) -> dict[str, object]:
     """Scores for one and for two objects, as JSON-able data."""
     scores = {name: score(unseen(things, count), paint) for name, things in (("one", 1), ("two", 2))}
-    return {name: {**asdict(value), "accuracy": value.accuracy} for name, value in scores.items()}
+    return {name: value.as_json() for name, value in scores.items()}
 
 
 def main() -> None:
@@ -102,7 +106,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", type=Path, default=Path("zoo/models/shapes-unet"))
     options.add_argument("--count", type=int, default=250, help="prompts per number of objects")
-    options.add_argument("--guidance", type=float, default=4.0)
+    options.add_argument("--guidance", type=float, default=3.0)
     choice = options.parse_args()
     pipe = DiffusionPipeline.from_pretrained(choice.model)
     pipe.set_progress_bar_config(disable=True)

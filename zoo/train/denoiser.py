@@ -20,7 +20,7 @@ from zoo.train.latents import Latents
 class Plan:
     """What stage 3 does: optimizer steps, batch, peak learning rate, prompt dropout, averaging, SNR weighting."""
 
-    steps: int = 14_000
+    steps: int = 6500
     batch: int = 48
     rate: float = 8e-4
     drop: float = 0.1
