@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -18,7 +19,7 @@ def _number(value: object) -> float:
     return float(str(value))
 
 
-def _lines(axes: plt.Axes, rows: Rows, by: str, x: str, y: str) -> None:
+def _lines(axes: Axes, rows: Rows, by: str, x: str, y: str) -> None:
     """One line per value of `by`."""
     for name in dict.fromkeys(str(row[by]) for row in rows):
         part = [row for row in rows if row[by] == name]

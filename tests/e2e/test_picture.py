@@ -133,10 +133,10 @@ def test_cancel_frees_the_place_within_two_steps(client: Client) -> None:
 
 
 def test_a_closed_request_cancels_its_job(client: Client) -> None:
-    url = str(client._http.base_url)
+    url = str(client._http.base_url).rstrip("/")
     body = {"prompt": PROMPT, "num_inference_steps": 50, "n": 4, "size": "128x128", "seed": 9}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{url}v1/images/generations".replace("//v1", "/v1"), json=body, timeout=0.7)
+        httpx.post(f"{url}/v1/images/generations", json=body, timeout=0.7)
     deadline = time.monotonic() + 10
     while (newest := client.jobs(limit=1).data[0]).status is not JobState.CANCELED:
         assert time.monotonic() < deadline, newest

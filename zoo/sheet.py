@@ -1,0 +1,52 @@
+"""`python -m zoo.sheet`: the README's pictures, painted by a running service, so that they are what users get."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from zoo.accuracy import unseen
+
+FIRST = "a large red circle left of a small blue square on a beige background"
+SCALE = 4
+
+
+def paint(url: str, prompt: str, profile: str, seed: int) -> Image.Image:
+    """One picture from the service, enlarged without smoothing."""
+    body = {"prompt": prompt, "profile": profile, "seed": seed, "response_format": "url"}
+    answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120).raise_for_status().json()
+    data = httpx.get(answer["data"][0]["url"]).raise_for_status().content
+    picture = Image.open(io.BytesIO(data))
+    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+
+
+def sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of one size in rows, a white gap between."""
+    side, gap = rows[0][0].width, 4
+    whole = Image.new("RGB", (len(rows[0]) * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            whole.paste(picture, (x * (side + gap), y * (side + gap)))
+    return whole
+
+
+def main() -> None:
+    """Paint the first picture and the sheet of unseen prompts into a folder."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--url", default="http://127.0.0.1:8000")
+    options.add_argument("--out", type=Path, default=Path("docs/pictures"))
+    choice = options.parse_args()
+    choice.out.mkdir(parents=True, exist_ok=True)
+    paint(choice.url, FIRST, "w8a8", 7).save(choice.out / "first.png")
+    prompts = [task.prompt for pair in zip(unseen(1, 4), unseen(2, 4), strict=True) for task in pair]
+    rows = [[paint(choice.url, prompt, name, i) for i, prompt in enumerate(prompts)] for name in ("float", "w8a8")]
+    small = sheet(rows)
+    small.resize((small.width // 2, small.height // 2), Image.Resampling.NEAREST).save(choice.out / "shapes-unet.png")
+
+
+if __name__ == "__main__":
+    main()
