@@ -16,7 +16,7 @@ SERVE_READY := $(VENV)/.installed-serve
 DEV_READY := $(VENV)/.installed-dev
 # pip's constraints as a variable reach the build of our own package too.
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install \
-	--quiet --no-compile --progress-bar off
+	--quiet --progress-bar off
 
 .PHONY: help serve test check bench zoo install clean
 .DEFAULT_GOAL := help

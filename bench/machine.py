@@ -12,7 +12,7 @@ from pathlib import Path
 def processor() -> str:
     """The processor's name as Linux tells it, or the platform's word for it."""
     listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

@@ -50,7 +50,9 @@ def service(**settings: object) -> Iterator[int]:
             deadline = time.monotonic() + 180
             while not _ready(port):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the service did not become ready; its log ends:\n{log.read_text()[-2000:]}")
+                    raise RuntimeError(
+                        f"the service did not become ready; its log ends:\n{log.read_text(encoding='utf-8')[-2000:]}"
+                    )
                 time.sleep(0.2)
             yield port
         finally:

@@ -159,7 +159,7 @@ def session_members(leader: int) -> Iterator[int]:
     """Process ids of the session that `leader` leads, itself last; only itself where there is no /proc."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
-            fields = entry.read_text().rpartition(")")[2].split()
+            fields = entry.read_text(encoding="utf-8").rpartition(")")[2].split()
             if int(fields[3]) == leader and int(entry.parent.name) != leader:
                 yield int(entry.parent.name)
     yield leader

@@ -31,7 +31,7 @@ def resolve(settings: Settings) -> str:
     if settings.redis_url is not None:
         return settings.redis_url.get_secret_value()
     try:
-        return address_file(settings).read_text().strip()
+        return address_file(settings).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise Unavailable(
             f"no Redis: set REDIS_URL, or start one for {settings.data} with `halftone serve`", retry_after=2.0

@@ -80,13 +80,13 @@ class Link:
     def __init__(self, redis: Redis, keys: Keys, settings: Settings) -> None:
         self.redis = redis
         folder = files("jobs") / "lua"
-        self._head = _prelude(keys, settings) + (folder / "common.lua").read_text()
+        self._head = _prelude(keys, settings) + (folder / "common.lua").read_text(encoding="utf-8")
         self._folder = folder
         self._scripts: dict[str, AsyncScript] = {}
 
     def _script(self, name: str) -> AsyncScript:
         if name not in self._scripts:
-            body = (self._folder / f"{name}.lua").read_text()
+            body = (self._folder / f"{name}.lua").read_text(encoding="utf-8")
             self._scripts[name] = self.redis.register_script(self._head + body)
         return self._scripts[name]
 

@@ -59,7 +59,9 @@ def _candidates() -> Iterator[str]:
 
 def _version(binary: str) -> tuple[int, int] | None:
     try:
-        answer = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        answer = subprocess.run(
+            [binary, "--version"], capture_output=True, encoding="utf-8", timeout=10, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("cannot run %s: %s", binary, error)
         return None

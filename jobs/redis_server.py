@@ -169,7 +169,7 @@ class RedisServer:
 
 def _socket_in(file: Path) -> Path | None:
     try:
-        return Path(unquote(file.read_text().strip().removeprefix("unix://")))
+        return Path(unquote(file.read_text(encoding="utf-8").strip().removeprefix("unix://")))
     except FileNotFoundError:
         return None
 

@@ -122,7 +122,7 @@ def new_pipeline(components: Components, denoiser: Any) -> Any:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{folder} is no diffusers folder: {error}") from error
     if not isinstance(index, dict):

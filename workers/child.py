@@ -53,7 +53,7 @@ class OomCounter:
         """The count so far; 0 where the kernel tells nothing."""
         if self._source is None:
             return 0
-        for line in self._source.read_text().splitlines():
+        for line in self._source.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(" ")
             if name == "oom_kill":
                 return int(value)
@@ -65,7 +65,7 @@ def _oom_sources() -> list[Path]:
     root = Path("/sys/fs/cgroup")
     sources = []
     groups = Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.is_file() else ():
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             # inside a container the path is the host's and our group is mounted at the root
@@ -133,7 +133,7 @@ class Child:
         """Whether somebody stopped it by SIGSTOP: no fault of its jobs."""
         stat = Path(f"/proc/{self.pid}/stat")
         try:
-            return stat.read_text().rpartition(")")[2].split()[0] in {"T", "t"}
+            return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in {"T", "t"}
         except (FileNotFoundError, ProcessLookupError):
             return False
 

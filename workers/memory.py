@@ -27,7 +27,7 @@ def peak_bytes() -> int:
 
 
 def _field(name: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no {name}")
@@ -77,7 +77,7 @@ class PeakMeter:
         if not self._can_cut:
             return
         try:
-            _CLEAR.write_text(_RESET_PEAK)
+            _CLEAR.write_text(_RESET_PEAK, encoding="utf-8")
         except OSError as error:
             self._can_cut = False
             log.warning("peaks of memory are since the process's start, not the job's: %s", error)

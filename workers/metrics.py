@@ -27,7 +27,7 @@ def _flag(value: bool) -> str:
 def resident_bytes(pid: int | str = "self") -> int:
     """Resident memory of a process in bytes; 0 where there is no /proc."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return pages * resource.getpagesize()

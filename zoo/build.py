@@ -97,7 +97,7 @@ def typical_calls(components: Components, count: int) -> list[DenoiserCall]:
 
 def model_defaults(folder: Path) -> Defaults:
     """The defaults that the model's card states."""
-    return Defaults.model_validate(json.loads((folder / "halftone.json").read_text())["defaults"])
+    return Defaults.model_validate(json.loads((folder / "halftone.json").read_text(encoding="utf-8"))["defaults"])
 
 
 def card_of(artifact: Path) -> ProfileCard:

@@ -114,7 +114,7 @@ def _scheduler(folder: Path | None) -> str | None:
     file = folder / "scheduler" / "scheduler_config.json" if folder is not None else None
     if file is None or not file.is_file():
         return None
-    name = json.loads(file.read_text()).get("_class_name")
+    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
     return str(name) if name is not None else None
 
 

@@ -90,7 +90,9 @@ class House:
 
     def story(self) -> str:
         """What the processes logged last, without the gateway's list of requests."""
-        lines = [line for line in self.log_path.read_text().splitlines() if "halftone.access" not in line]
+        lines = [
+            line for line in self.log_path.read_text(encoding="utf-8").splitlines() if "halftone.access" not in line
+        ]
         return "\n".join(lines[-200:])
 
     # ---- faults ----------------------------------------------------------------------------------------------------
@@ -146,6 +148,6 @@ def children_of(parent: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+            if int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == parent:
                 found.append(int(stat.parent.name))
     return found

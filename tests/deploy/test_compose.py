@@ -29,7 +29,7 @@ Service = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     return document
 
 
@@ -57,13 +57,13 @@ def plain_environment(service: Service) -> dict[str, str]:
 
 def docker_instructions(service: Service) -> list[tuple[str, str]]:
     """(instruction, arguments) of a service's Dockerfile, continued lines joined."""
-    text = (ROOT / service["build"]["dockerfile"]).read_text().replace("\\\n", " ")
+    text = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
 def test_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
-    schema = json.loads((ROOT / "deploy/compose-spec.schema.json").read_text())
+    schema = json.loads((ROOT / "deploy/compose-spec.schema.json").read_text(encoding="utf-8"))
     faults = [error.message for error in Draft202012Validator(schema).iter_errors(compose)]
     assert faults == []
     broken = {**compose, "services": {**compose["services"], "redis": {"imagine": "x"}}}
@@ -136,7 +136,7 @@ def test_ports_agree_everywhere(compose: dict[str, Any]) -> None:
 
 
 def test_probed_and_scraped_paths_are_routes_of_the_gateway() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "service").rglob("*.py"))
     assert '"/healthz"' in sources
     assert '"/metrics"' in sources
 
@@ -151,7 +151,7 @@ def test_grace_period_is_longer_than_the_drain(compose: dict[str, Any], name: st
 
 
 def test_prometheus_scrapes_gateway_and_workers(compose: dict[str, Any]) -> None:
-    config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
+    config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text(encoding="utf-8"))
     targets = {
         target
         for job in config["scrape_configs"]
@@ -178,7 +178,7 @@ def test_dockerfiles_copy_what_exists(compose: dict[str, Any], name: str) -> Non
     ]
     sources = [source for *sources, _ in copies for source in sources]
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    ignored = (ROOT / ".dockerignore").read_text().split()
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert not set(sources) & set(ignored)
 
 
@@ -189,7 +189,7 @@ def test_worker_images_hold_the_whole_package(compose: dict[str, Any], name: str
         for instruction, arguments in docker_instructions(compose["services"][name])
         if instruction == "COPY"
     }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(project["tool"]["importlinter"]["root_packages"]) <= copies
 
 
@@ -200,7 +200,7 @@ def test_gateway_image_holds_all_that_the_gateway_imports(compose: dict[str, Any
         if instruction == "RUN" and "--no-deps" not in arguments and "pip install" in arguments
     ]
     installed = {name.split("[")[0].strip("'").lower() for name in runs[0].split("pip install")[1].split()}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["project"]["dependencies"]}
     assert installed <= declared
     brought_by = {"starlette": "fastapi", "pydantic_core": "pydantic", "anyio": "fastapi", "h11": "uvicorn"}
@@ -216,7 +216,7 @@ def top_level_imports(room: str) -> set[str]:
     """Third-party packages that a room's files import."""
     found: set[str] = set()
     for path in (ROOT / room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

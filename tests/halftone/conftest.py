@@ -31,7 +31,7 @@ class Running:
 
     def lines(self) -> str:
         """What it logged so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def until_logged(self, text: str, times: int = 1, seconds: float = 20) -> None:
         """Waits until it logged `text` so many times."""
@@ -63,7 +63,7 @@ def all_processes() -> Iterator[tuple[int, int, str]]:
     """(process id, parent, command line) of everything that runs."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parent = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -49,7 +49,7 @@ async def until(condition: object) -> None:
 def alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -121,7 +121,7 @@ kept = Child("worker", [sys.executable, "-c", "import os, time; print(os.getpid(
              dict(os.environ), 5, Log())
 asyncio.run(kept.keep(asyncio.Event()))
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8")
     assert parent.stderr is not None
     with parent.stderr as log:
         pid = int(log.readline().rpartition("|")[2])

@@ -81,7 +81,7 @@ def test_quantize_then_generate_then_evaluate(alone: Path, tiny: Path) -> None:
 
 
 def test_an_evaluation_as_a_table() -> None:
-    Path("p.txt").write_text("a red circle\n")
+    Path("p.txt").write_text("a red circle\n", encoding="utf-8")
     table = CliRunner().invoke(app, ["evaluate", "tiny", "--profiles", "float", "--prompts", "p.txt"]).stdout
     assert "PSNR dB" in table
     assert "100.0" in table
@@ -90,7 +90,7 @@ def test_an_evaluation_as_a_table() -> None:
 def test_what_cannot_be_quantized_is_told(tiny: Path) -> None:
     runner = CliRunner()
     assert "no prompts of its own" in runner.invoke(app, ["quantize", str(tiny)]).stderr
-    (Path("p.txt")).write_text("x\n")
+    (Path("p.txt")).write_text("x\n", encoding="utf-8")
     assert "w0a0" in runner.invoke(app, ["quantize", str(tiny), "--recipe", "w0a0", "--prompts", "p.txt"]).stderr
     assert "no model 'nobody'" in runner.invoke(app, ["quantize", "nobody", "--prompts", "p.txt"]).stderr
     assert (

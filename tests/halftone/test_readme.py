@@ -13,8 +13,8 @@ from service.settings import Settings as GatewaySettings
 from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 FOLDERS = ("halftone/", "service/", "jobs/", "workers/", "pipelines/", "quant/", "zoo/", "bench/", "deploy/", "tests/")
 
 
@@ -39,7 +39,7 @@ def test_every_described_variable_exists() -> None:
 
 
 def test_every_route_is_described() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "service/routes").glob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "service/routes").glob("*.py"))
     routes = set(re.findall(r'@router\.\w+\(\s*"([^"]+)"', sources))
     assert len(routes) > 10
     plain = re.sub(r"\{\w+\}", "{id}", README)
@@ -47,7 +47,7 @@ def test_every_route_is_described() -> None:
 
 
 def test_every_described_series_exists() -> None:
-    sources = "\n".join((ROOT / room / "metrics.py").read_text() for room in ("service", "workers"))
+    sources = "\n".join((ROOT / room / "metrics.py").read_text(encoding="utf-8") for room in ("service", "workers"))
     named = set(re.findall(r"`halftone_([a-z_]+)`", README))
     assert len(named) > 5
     assert {name for name in named if name.removesuffix("_total") not in sources} == set()

@@ -47,7 +47,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def is_alive(pid: int) -> bool:
     state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+    return state.exists() and state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_was_written_is_there_after_stop_and_start(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_paths_too_long_for_a_socket_work(tmp_path: Path) -> None:
 
 
 def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8")
     assert parent.stdout is not None
     with parent.stdout as output:
         pid = int(output.readline())

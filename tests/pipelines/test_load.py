@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 def edit_index(folder: Path, **changes: object) -> None:
     path = folder / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
 
 
 def test_pipelines_share_parts_but_no_scheduler(folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_missing_weights_are_named(folder: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     config = folder / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 2}))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"layers_per_block": 2}))
     with pytest.raises(UnsupportedModel, match="expected shape"):
         load_denoiser(load_components(folder))
 

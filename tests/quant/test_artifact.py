@@ -133,7 +133,7 @@ def test_truncated_tensors_and_other_structures_are_refused(copy: Path, empty: C
 )
 def test_manifests_are_read_strictly(copy: Path, change: dict[str, object], fault: str) -> None:
     path = copy / quant.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(quant.ArtifactError, match=fault):
         quant.read_manifest(copy)
 

@@ -199,7 +199,9 @@ def test_the_process_starts_and_leaves_on_sigterm(make_settings: Callable[..., S
         "HALFTONE_PORT": "0",
         "HALFTONE_DRAIN_NOTICE_SECONDS": "0",
     }
-    process = subprocess.Popen([sys.executable, "-m", "service"], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"], env=env, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"
+    )
     assert process.stderr is not None
     url = next(line.rpartition(" ")[2].strip() for line in process.stderr if "listening on" in line)
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
@@ -211,7 +213,13 @@ def test_the_process_starts_and_leaves_on_sigterm(make_settings: Callable[..., S
 def test_an_open_door_is_refused_at_start() -> None:
     env = os.environ | {"HALFTONE_HOST": "0.0.0.0"}
     done = subprocess.run(
-        [sys.executable, "-m", "service"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "service"],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
     )
     assert done.returncode == 2
     assert "HALFTONE_API_KEY_HASHES" in done.stderr

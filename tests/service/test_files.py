@@ -68,7 +68,7 @@ def test_validators(served: Served, file: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("swept", [False, True])
 def test_expired(served: Served, file: dict[str, Any], swept: bool) -> None:
-    path = served.settings.results_dir / file["id"][:2] / file["id"][:32] / file["id"]
+    path = served.settings.results_dir / file["id"][:2] / file["id"]
     if swept:
         path.unlink()
     else:
@@ -113,7 +113,7 @@ def test_no_path_leaves_the_results(served: Served, trick: str) -> None:
 
 
 def test_a_link_in_the_results_is_not_followed(served: Served, file: dict[str, Any]) -> None:
-    path = served.settings.results_dir / file["id"][:2] / file["id"][:32] / file["id"]
+    path = served.settings.results_dir / file["id"][:2] / file["id"]
     path.unlink()
     path.symlink_to("/etc/passwd")
     answer = served.client.get(file["url"])

@@ -120,7 +120,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child sees the end of the stream instead")
 def test_it_dies_with_its_supervisor() -> None:
-    supervisor = subprocess.Popen([sys.executable, "-c", STARTER, *FAKE], stdout=subprocess.PIPE, text=True)
+    supervisor = subprocess.Popen([sys.executable, "-c", STARTER, *FAKE], stdout=subprocess.PIPE, encoding="utf-8")
     assert supervisor.stdout is not None
     with supervisor, supervisor.stdout:
         pid = int(supervisor.stdout.readline())
@@ -134,6 +134,6 @@ def test_it_dies_with_its_supervisor() -> None:
 
 def _state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return "Z"

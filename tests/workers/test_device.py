@@ -68,7 +68,7 @@ class Line:
 
 def libraries_of(pid: int) -> str:
     """The files that a process has mapped."""
-    return Path(f"/proc/{pid}/maps").read_text()
+    return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

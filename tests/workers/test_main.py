@@ -56,7 +56,7 @@ def test_it_works_with_the_real_child_serves_metrics_and_leaves_on_sigterm(redis
     log = tmp_path / "log"
     with log.open("wb") as output, subprocess.Popen(COMMAND, env=variables, stderr=output) as worker:
         assert asyncio.run(one_job(variables)).state is JobState.SUCCEEDED
-        address = re.search(r"http://[0-9.:]+/metrics", log.read_text())
+        address = re.search(r"http://[0-9.:]+/metrics", log.read_text(encoding="utf-8"))
         assert address is not None
         with urllib.request.urlopen(address[0], timeout=5) as answer:
             text = answer.read().decode()
@@ -67,7 +67,7 @@ def test_it_works_with_the_real_child_serves_metrics_and_leaves_on_sigterm(redis
     done = 'halftone_jobs_completed_total{model="null",profile="float",status="succeeded"} 1.0'
     assert done in text
     assert 'halftone_process_resident_memory_bytes{process="child"}' in text
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
@@ -77,7 +77,12 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         ({"REDIS_URL": "redis://localhost", "HALFTONE_METRICS_HOST": "192.0.2.1"}, "HALFTONE_METRICS_PORT"),
     ):
         ran = subprocess.run(
-            COMMAND, env=environment(tmp_path, "") | variables, capture_output=True, text=True, timeout=30, check=False
+            COMMAND,
+            env=environment(tmp_path, "") | variables,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=30,
+            check=False,
         )
         assert ran.returncode == 2, ran.stderr
         assert told in ran.stderr

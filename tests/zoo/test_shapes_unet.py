@@ -47,7 +47,7 @@ def test_w8a8_is_near_to_float(components: Components, w8a8: QuantizedDenoiser) 
 
 
 def test_the_manifest_tells_of_the_whole_measurement() -> None:
-    manifest = json.loads((ARTIFACT / "manifest.json").read_text())
+    manifest = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))
     fidelity = manifest["fidelity"]
     assert fidelity["prompts"] >= 256
     assert fidelity["psnr_db"] >= 30
