@@ -64,8 +64,7 @@ def test_openvino_agrees_with_the_reference_in_int8_kernels(
     calls = build.typical_calls(components, 20)
     errors = [quant.relative_error(w8a8.run(call), reference.run(call)) for call in calls]
     assert sum(errors) / len(errors) <= 0.01
-    # a last-bit difference can move an integer by a whole step: one call in a hundred was measured at 2.3%
-    assert sorted(errors)[-2] <= 0.02 and max(errors) <= 0.03, errors
+    assert max(errors) <= 0.02, errors
     share = w8a8.executable.int8_share(w8a8.library_call(calls[0]))  # type: ignore[attr-defined]
     assert share >= 0.90
     assert torch.isfinite(w8a8.run(calls[0])).all()
