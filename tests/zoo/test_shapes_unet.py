@@ -42,8 +42,8 @@ def test_w8a8_is_near_to_float(components: Components, w8a8: QuantizedDenoiser) 
     denoisers: dict[str, Denoiser] = {"float": TorchDenoiser("float", load_denoiser(components)), "w8a8": w8a8}
     reference, near = build.measure(components, denoisers, 24)
     assert near.psnr_db >= 30
-    assert near.prompt_accuracy is not None and reference.prompt_accuracy is not None
-    assert near.prompt_accuracy >= reference.prompt_accuracy - 1 / 24
+    wrong = [sum(not row.right for row in each) for each in (near.each, reference.each)]
+    assert wrong[0] <= wrong[1] + 1, "at most one picture on the edge of the checker may tip over"
 
 
 def test_the_manifest_tells_of_the_whole_measurement() -> None:
