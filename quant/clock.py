@@ -1,4 +1,7 @@
-"""The step clock: where each row of a batch stands in its own denoising run. Must not know schedulers or pipelines."""
+"""The step clock: where each row of a batch stands in its own denoising run, and what layers read of it meanwhile.
+
+Must not know schedulers or pipelines.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,56 @@ class StepClock:
     def take(self, index: Tensor) -> StepClock:
         """The rows named by `index` [N] int64, in that order: a clock of N rows."""
         return StepClock(self.step[index], self.total[index], self.branch[index])
+
+
+BRANCHES = 3
+"""How many values a branch can have: per-time tables have so many columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The time of each row of a call, as rows of an artifact's per-time tables. What layers read while they run.
+
+    Attributes:
+        row: [B] int64, slot of each row: for scales. The nearest one where the row's timestep is not in the schedule.
+        branch: [B] int64, UNCOND, COND or UNKNOWN.
+        slot: int64 [B], or [B, L] where each token has a timestep of its own: for features.
+        known: bool, like `slot`: whether that is exactly the slot's timestep (and request constants).
+        features: float32 [*slot.shape, F], outputs of all looked-up layers side by side, read where `known` is false;
+            None where every table answers.
+    """
+
+    row: Tensor
+    branch: Tensor
+    slot: Tensor
+    known: Tensor
+    features: Tensor | None = None
+
+    @property
+    def key(self) -> Tensor:
+        """[B] int64, index into tables of [slots, BRANCHES] entries laid flat."""
+        return self.row * BRANCHES + self.branch
+
+
+class MomentHolder:
+    """Where the layers of one module find the moment of the call that runs: one call at a time."""
+
+    __slots__ = ("_now",)
+
+    def __init__(self) -> None:
+        self._now: Moment | None = None
+
+    @property
+    def now(self) -> Moment:
+        """The current call's moment.
+
+        Raises:
+            RuntimeError: a layer that depends on time was called outside of a call.
+        """
+        if self._now is None:
+            raise RuntimeError("a layer that depends on time ran outside of a call: set the moment first")
+        return self._now
+
+    @now.setter
+    def now(self, moment: Moment | None) -> None:
+        self._now = moment

@@ -6,42 +6,65 @@ and runs the float operation. Backends see this very graph and may run it in int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.clock import BRANCHES, MomentHolder
 from quant.grid import Affine, from_integers
+
+
+class InputGrid(NamedTuple):
+    """How a layer's input is rounded, as far as shapes go.
+
+    Attributes:
+        bits: of the unsigned integers; None leaves the input float.
+        slots: 0 for one scale, else the number of slots of which each has a scale for every branch.
+    """
+
+    bits: int | None
+    slots: int = 0
 
 
 class QuantizedLayer(nn.Module):
     """What quantized linears and convolutions share.
 
-    Buffers (all saved, all static; without `grid` they are made empty, to be filled from an artifact):
+    Buffers (all saved, all static; without values they are made empty, to be filled from an artifact):
         integers: int8, shape of the float weight [out, ...].
         scales: [out] float32, distance between neighbouring weights of an output channel.
-        input_scale: [] float32, distance between neighbouring inputs.
-        input_zero_point: [] int32, the unsigned integer that stands for an input of zero.
+        input_scale: [] float32, distance between neighbouring inputs; [slots * BRANCHES] where it depends on time.
+        input_zero_point: [] int32, the unsigned integer that stands for an input of zero, at any time.
         bias: [out] float32, or absent.
+    Absent input buffers: the input stays float.
+
+    A scale that depends on time needs no weights that do: the input is divided by the moment's scale, rounded on a grid
+    of scale 1, and the output multiplied back, so one packed kernel serves all steps.
+
+    Attributes:
+        rounds_input: false while only weights are to count, as in reconstruction; backends never change it.
+        holder: where the moment is found; set by `bind`.
     """
 
     integers: Tensor
     scales: Tensor
-    input_scale: Tensor
-    input_zero_point: Tensor
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
     bias: Tensor | None
 
-    def __init__(
-        self, shape: tuple[int, ...], has_bias: bool, activation_bits: int, device: torch.device | str
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], has_bias: bool, grid: InputGrid, device: torch.device | str) -> None:
         super().__init__()
-        self.activation_high: int = (1 << activation_bits) - 1
+        self.activation_high = 0 if grid.bits is None else (1 << grid.bits) - 1
+        self.rounds_input = grid.bits is not None
+        self.holder = MomentHolder()
+        count = (grid.slots * BRANCHES,) if grid.slots else ()
+        rounds = grid.bits is not None
         self.register_buffer("integers", torch.empty(shape, dtype=torch.int8, device=device))
         self.register_buffer("scales", torch.empty(shape[0], device=device))
-        self.register_buffer("input_scale", torch.empty((), device=device))
-        self.register_buffer("input_zero_point", torch.empty((), dtype=torch.int32, device=device))
+        self.register_buffer("input_scale", torch.empty(count, device=device) if rounds else None)
+        self.register_buffer("input_zero_point", torch.empty((), dtype=torch.int32, device=device) if rounds else None)
         self.register_buffer("bias", torch.empty(shape[0], device=device) if has_bias else None)
 
     @property
@@ -49,41 +72,124 @@ class QuantizedLayer(nn.Module):
         """The weight [out, ...] in float32, made anew at every access; some models read its dtype."""
         return from_integers(self.integers, self.scales)
 
-    def set_values(self, integers: Tensor, scales: Tensor, bias: Tensor | None, grid: Affine) -> None:
-        """Fills all buffers."""
+    @property
+    def follows_time(self) -> bool:
+        """Whether the input's scale depends on slot and branch."""
+        return self.input_scale is not None and self.input_scale.ndim > 0
+
+    def set_weight(self, integers: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        """Fills the weight's buffers."""
         self.integers, self.scales = integers, scales
         self.bias = None if bias is None else bias.detach().float()
+
+    def set_grid(self, grid: Affine) -> None:
+        """Fills the input's buffers with one grid for all times."""
         self.input_scale = torch.tensor(grid.scale, dtype=torch.float32)
         self.input_zero_point = torch.tensor(grid.zero_point, dtype=torch.int32)
 
+    def set_time_grids(self, scales: Tensor, zero_point: int) -> None:
+        """Fills the input's buffers with a scale for each slot and branch: [slots, BRANCHES] float32."""
+        self.input_scale = scales.detach().float().reshape(-1)
+        self.input_zero_point = torch.tensor(zero_point, dtype=torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        if self.input_scale is None or self.input_zero_point is None or not self.rounds_input:
+            return self.operate(x, self.weight, self.bias)
+        if not self.follows_time:
+            return self.operate(self.rounded(x), self.weight, self.bias)
+        scale = self.input_scale[self.holder.now.key]
+        x = torch.fake_quantize_per_tensor_affine(
+            x * along_rows(1.0 / scale, x), 1.0, self.input_zero_point, 0, self.activation_high
+        )
+        output = self.operate(x, self.weight, None)
+        output = output * along_rows(scale, output)
+        return output if self.bias is None else output + self.along_outputs(self.bias)
+
     def rounded(self, x: Tensor) -> Tensor:
-        """The input at the points of its grid, float32."""
+        """The input at the points of its one grid, float32."""
         return torch.fake_quantize_per_tensor_affine(
             x, self.input_scale, self.input_zero_point, 0, self.activation_high
         )
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The float operation; gradients may be taken of all three."""
+        raise NotImplementedError
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        """A bias [out] shaped so that it adds to the output."""
+        raise NotImplementedError
 
 
 class QuantizedLinear(QuantizedLayer):
     """A linear layer: [..., in] float32 to [..., out] float32; `integers` is [out, in]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        return functional.linear(self.rounded(x), self.weight, self.bias)
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b."""
+        return functional.linear(x, weight, bias)
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        """As it is."""
+        return bias
 
 
 class QuantizedConv2d(QuantizedLayer):
     """A convolution with zero padding: [B, in, H, W] to [B, out, H', W']; `integers` is [out, in / groups, kh, kw]."""
 
-    def __init__(self, like: nn.Conv2d, activation_bits: int, device: torch.device | str) -> None:
-        super().__init__(tuple(like.weight.shape), like.bias is not None, activation_bits, device)
+    def __init__(
+        self, like: nn.Conv2d, grid: InputGrid, device: torch.device | str, *, inputs: int | None = None
+    ) -> None:
+        shape = (like.out_channels, inputs or like.weight.shape[1], *like.kernel_size)
+        super().__init__(shape, like.bias is not None, grid, device)
         self.stride, self.dilation, self.groups = like.stride, like.dilation, like.groups
         self.padding = like.padding
 
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution."""
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        """[out, 1, 1]."""
+        return bias[:, None, None]
+
+
+class SplitLayer(nn.Module):
+    """A layer on concatenated inputs: each part of the channels has scales and integers of its own; outputs add up.
+
+    Q-Diffusion (Li et al., ICCV 2023, section 4.3): the two halves of a UNet's skip concatenation have ranges too
+    different for one scale. Only the first part carries the bias.
+    """
+
+    def __init__(self, parts: list[QuantizedLayer], sizes: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.sizes, self.dim = sizes, dim
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the float layer that this stands for, [out, in, ...] float32."""
+        return torch.cat([part.weight for part in parts_of(self)], dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""
-        return functional.conv2d(
-            self.rounded(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        pieces = torch.split(x, list(self.sizes), dim=self.dim)
+        first, *others = (part(piece) for part, piece in zip(self.parts, pieces, strict=True))
+        output: Tensor = sum(others, first)
+        return output
+
+
+Quantized = QuantizedLayer | SplitLayer
+"""What stands in a float layer's place."""
+
+
+def parts_of(layer: Quantized) -> list[QuantizedLayer]:
+    """The layers with integers of their own: the layer itself, or its parts."""
+    return list(layer.parts) if isinstance(layer, SplitLayer) else [layer]  # type: ignore[arg-type]
+
+
+def along_rows(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B] shaped [B, 1, ...] so that they multiply the rows of a tensor."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 FloatLayer = nn.Linear | nn.Conv2d
@@ -110,15 +216,35 @@ def layer_kind(layer: FloatLayer) -> str:
     return "linear" if isinstance(layer, nn.Linear) else "conv2d"
 
 
-def empty_like(layer: FloatLayer, activation_bits: int, device: torch.device | str = "meta") -> QuantizedLayer:
-    """A quantized layer of the same shape, with nothing in it yet."""
+def empty_like(
+    layer: FloatLayer, grid: InputGrid, device: torch.device | str = "meta", *, sizes: tuple[int, ...] = ()
+) -> Quantized:
+    """A quantized layer of the same shape with nothing in it yet; with `sizes`, split along its input channels.
+
+    Raises:
+        ValueError: the sizes do not add up to the input channels, or the layer is grouped.
+    """
+    if not sizes:
+        return _whole(layer, grid, device)
+    inputs = layer.weight.shape[1]
+    if sum(sizes) != inputs or min(sizes) < 1 or (isinstance(layer, nn.Conv2d) and layer.groups != 1):
+        raise ValueError(f"a layer of {inputs} input channels cannot be split into {sizes}")
+    parts = [_whole(layer, grid, device, inputs=size) for size in sizes]
+    for part in parts[1:]:
+        part.bias = None
+    return SplitLayer(parts, sizes, -1 if isinstance(layer, nn.Linear) else 1)
+
+
+def _whole(
+    layer: FloatLayer, grid: InputGrid, device: torch.device | str, *, inputs: int | None = None
+) -> QuantizedLayer:
     if isinstance(layer, nn.Linear):
-        return QuantizedLinear(tuple(layer.weight.shape), layer.bias is not None, activation_bits, device)
-    return QuantizedConv2d(layer, activation_bits, device)
+        return QuantizedLinear((layer.out_features, inputs or layer.in_features), layer.bias is not None, grid, device)
+    return QuantizedConv2d(layer, grid, device, inputs=inputs)
 
 
-def replace_layers(module: nn.Module, replacements: Mapping[str, QuantizedLayer]) -> None:
-    """Puts quantized layers in place of those named, wherever the same layer appears in the module.
+def replace_layers(module: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Puts other layers in place of those named, wherever the same layer appears in the module.
 
     Raises:
         KeyError: the module has no layer of such a name.
@@ -129,6 +255,18 @@ def replace_layers(module: nn.Module, replacements: Mapping[str, QuantizedLayer]
         if id(old) in fresh:
             parent, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(parent), attribute, fresh[id(old)])
+
+
+def bind(module: nn.Module, holder: MomentHolder) -> None:
+    """Has every layer of a module that depends on time read the moment from one holder."""
+    for layer in module.modules():
+        if hasattr(layer, "holder"):
+            layer.holder = holder  # type: ignore[assignment]
+
+
+def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """(dotted name, layer) of every layer that holds integers."""
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer))
 
 
 def first_tensor(output: Any) -> Tensor:

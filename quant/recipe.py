@@ -17,6 +17,11 @@ FORMAT: Final = 1
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Bits = Annotated[int, Field(ge=2, le=8)]
+FLOAT_BITS: Final = 32
+"""As a number of activation bits: not quantized."""
+
+Storage = Literal["float32", "bfloat16", "int8", "int4"]
+"""How cached temporal features are stored; integers have a scale and an offset for each step and chunk."""
 
 
 class Weights(BaseModel):
@@ -29,14 +34,64 @@ class Weights(BaseModel):
 
 
 class Activations(BaseModel):
-    """Per-tensor unsigned integers with a zero point, the same at every step."""
+    """Per-tensor unsigned integers with a zero point. `steps` and `branches`: what has a scale of its own."""
 
     model_config = _STRICT
 
-    bits: Bits = 8
+    bits: Bits | Literal[32] = 8
     range: Literal["minmax", "mse", "percentile"] = "mse"
     power: float = Field(2.0, gt=0, le=8, description="Of the error that `mse` minimizes.")
     percentile: float = Field(99.99, gt=50, le=100)
+    steps: Literal["shared", "each"] = "shared"
+    branches: Literal["shared", "each"] = "shared"
+
+
+class Rounding(BaseModel):
+    """How weights are rounded to integers: to the nearest, or by AdaRound (Nagel et al., ICML 2020) of blocks.
+
+    Published numbers (TFMQ-DM's code): 20,000 iterations of batch 32, Adam 1e-3, regularizer 0.01, warm-up 0.2, beta 20
+    to 2.
+    """
+
+    model_config = _STRICT
+
+    method: Literal["nearest", "adaround"] = "nearest"
+    grain: Literal["layer", "block"] = "block"
+    iterations: int = Field(500, ge=1, le=100_000, description="Of every block or layer.")
+    batch: int = Field(32, ge=1, le=1024, description="Rows of an iteration.")
+    samples: int = Field(512, ge=1, le=100_000, description="Rows of denoiser calls to reconstruct on.")
+    timesteps: Literal["uniform", "normal"] = Field(
+        "uniform", description="How rows are drawn over steps; `normal`: skewed to one side, as PTQ4DM (CVPR 2023)."
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    regularizer: float = Field(0.01, gt=0, le=10)
+    warmup: float = Field(0.2, ge=0, lt=1)
+    beta: tuple[float, float] = (20.0, 2.0)
+    activation_iterations: int = Field(
+        0, ge=0, le=100_000, description="Of every block, to learn activation scales afterwards (Q-Diffusion)."
+    )
+
+
+class Temporal(BaseModel):
+    """What becomes of the layers that turn a timestep into features (TFMQ-DM; methods of "Temporal Feature Matters").
+
+    `maintenance`: `none` treats them as all other layers; `float` leaves them; `tib` quantizes and reconstructs them
+    together (TIAR) with a grid for each step (FSC); `cache` stores their outputs and drops them; `select` takes
+    the better of the two for each module, step and chunk (DAS), under `budget_bytes` where given.
+    """
+
+    model_config = _STRICT
+
+    maintenance: Literal["none", "float", "tib", "cache", "select"] = "none"
+    bits: Bits = Field(8, description="Of these layers' weights where they are kept, or kept for unknown timesteps.")
+    activation_bits: Bits | Literal[32] = 8
+    rounding: Literal["nearest", "adaround", "closed"] = "closed"
+    iterations: int = Field(2000, ge=1, le=100_000, description="Of `adaround`.")
+    steps: Literal["shared", "each"] = Field(
+        "each", description="Whether their inputs have a grid for each step (FSC)."
+    )
+    storage: Storage = "float32"
+    budget_bytes: int | None = Field(None, ge=0)
 
 
 class Rule(BaseModel):
@@ -46,6 +101,8 @@ class Rule(BaseModel):
 
     match: tuple[str, ...] = Field(min_length=1)
     keep: Literal["float"] | None = None
+    weights: Weights | None = Field(None, description="Instead of the recipe's.")
+    activations: Activations | None = Field(None, description="Instead of the recipe's.")
     because: str = Field("", description="Why, where the layer is kept.")
 
 
@@ -70,7 +127,11 @@ class Scheme(BaseModel):
     @property
     def text(self) -> str:
         """One line for people and for manifests."""
-        return f"s{self.weights.bits} per channel, u{self.activations.bits} per tensor"
+        of_weights, seen = f"s{self.weights.bits} per channel", self.activations
+        if seen.bits == FLOAT_BITS:
+            return f"{of_weights}, float inputs"
+        own = [name for name, way in (("step", seen.steps), ("branch", seen.branches)) if way == "each"]
+        return f"{of_weights}, u{seen.bits} per tensor" + (f" and {' and '.join(own)}" if own else "")
 
 
 class Decision(NamedTuple):
@@ -90,6 +151,12 @@ class Recipe(BaseModel):
     description: str = ""
     weights: Weights = Weights()
     activations: Activations = Activations()
+    rounding: Rounding = Rounding()
+    temporal: Temporal = Temporal()
+    split_skips: bool = Field(False, description="Own scales for each part of concatenated inputs (Q-Diffusion).")
+    scope: Literal["all", "temporal"] = Field(
+        "all", description="`temporal` leaves all other layers float: an ablation."
+    )
     sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 
@@ -99,7 +166,8 @@ class Recipe(BaseModel):
             if any(fnmatchcase(layer, pattern) for pattern in rule.match):
                 if rule.keep == "float":
                     return Decision(None, rule.because or f"rule {', '.join(rule.match)}")
-                break
+                scheme = Scheme(weights=rule.weights or self.weights, activations=rule.activations or self.activations)
+                return Decision(scheme, "")
         return Decision(Scheme(weights=self.weights, activations=self.activations), "")
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from quant.clock import StepClock
 from quant.layers import first_tensor
+
+Role = Literal["time", "constant", "pooled", "text", "sample"]
+"""What a tensor argument is: the timestep; one of few values per request (guidance, class, size); pooled text; text by
+token with its masks; or latents and anything else.
+"""
 
 
 class Input(NamedTuple):
@@ -32,12 +37,14 @@ class Call:
         clock: step and branch of each row.
         shared: tensors without a row dimension, equal for all rows, by name.
         constants: all other arguments by name (None, numbers, strings, lists).
+        roles: what each tensor argument is, by name; one that is not named is a "sample".
     """
 
     rows: Mapping[str, Tensor]
     clock: StepClock
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: tensor.shape[0] for name, tensor in self.rows.items()}
@@ -52,7 +59,16 @@ class Call:
     def take(self, index: Tensor) -> Call:
         """The rows named by `index` [N] int64, in that order: a call of N rows."""
         rows = {name: tensor[index] for name, tensor in self.rows.items()}
-        return Call(rows, self.clock.take(index), self.shared, self.constants)
+        return replace(self, rows=rows, clock=self.clock.take(index))
+
+    def role(self, name: str) -> Role:
+        """What a tensor argument is."""
+        return self.roles.get(name, "sample")
+
+    @property
+    def timestep(self) -> Tensor | None:
+        """The tensor argument of role "time": [B], or [B, L] with one for each token; None where there is none."""
+        return next((self.rows[name] for name in sorted(self.rows) if self.role(name) == "time"), None)
 
     def padded(self, count: int) -> Call:
         """The call with its first row repeated until it has `count` rows."""
