@@ -1,19 +1,23 @@
-"""`python -m bench [load]`: runs the benches and keeps their results under bench/results/."""
+"""`python -m bench [load] [tfmq]`: runs the benches and keeps their results under bench/results/."""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import load
+from bench import load, tfmq
 
-BENCHES = {"load": load.run}
+BENCHES = {"load": load.run, "tfmq": tfmq.run}
+SHORT = ["load"]
+"""Those that take minutes, not hours."""
 
 
 def main() -> None:
-    """Run the named benches, all when none is named."""
+    """Run the named benches, those that take minutes when none is named."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("names", nargs="*", metavar="bench", help=f"of {', '.join(BENCHES)}; all when none is named")
-    chosen = options.parse_args().names or list(BENCHES)
+    options.add_argument(
+        "names", nargs="*", metavar="bench", help=f"of {', '.join(BENCHES)}; by default {', '.join(SHORT)}"
+    )
+    chosen = options.parse_args().names or SHORT
     unknown = sorted(set(chosen) - set(BENCHES))
     if unknown:
         options.error(f"no bench {', '.join(unknown)}; there are: {', '.join(BENCHES)}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from halftone import render
-from halftone.commands import offline
+from halftone.commands import offline, structure
 from halftone.commands.generate import generate
 from halftone.commands.jobs import jobs
 from halftone.options import ApiKey, FaultsAsMessages, Json, Local, Url, connected
@@ -93,6 +93,8 @@ app.add_typer(jobs, name="jobs")
 app.command()(offline.quantize)
 app.command()(offline.evaluate)
 app.command()(offline.pull)
+app.command()(structure.inspect)
+app.command()(structure.plan)
 
 
 @app.command()

@@ -18,6 +18,9 @@ WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "LICENSE
 UNWANTED = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.py")
 """Other precisions of the same weights would double the download; code is never run, so never fetched."""
 
+SOURCE = ".pulled-from"
+"""A file in the model's folder that names its repository."""
+
 
 def pull_model(repo: str, revision: str | None, name: str | None) -> Path:
     """Downloads a model and gives its folder, which appears whole or not at all.
@@ -42,10 +45,20 @@ def pull_model(repo: str, revision: str | None, name: str | None) -> Path:
     try:
         _download(repo, revision, staging)
         _check(staging, repo)
+        (staging / SOURCE).write_text(repo + "\n", encoding="utf-8")
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def pulled(repo: str) -> Path | None:
+    """The folder into which a repository was pulled under its own name; None where it was not, or that is another's."""
+    folder = Settings.load().models_dir / repo.rpartition("/")[2]
+    try:
+        return folder if (folder / SOURCE).read_text(encoding="utf-8").strip() == repo else None
+    except FileNotFoundError:
+        return None
 
 
 def _download(repo: str, revision: str | None, folder: Path) -> None:

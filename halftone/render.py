@@ -67,7 +67,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout. Cells are text, never markup: they may come from prompts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column.endswith(("MB", "dB", "%", "bits", "seconds"))
+        right = column.endswith(("MB", "KB", "dB", "%", "bits", "seconds", "parameters"))
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "prompt", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

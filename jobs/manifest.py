@@ -18,7 +18,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model: ModelId
     profile: ProfileName
     backend: Literal["openvino", "reference"]
@@ -30,6 +30,12 @@ class Manifest(BaseModel):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the denoiser's float weights file.")
     files: dict[str, str] = Field(description="Sha256 by file name.")
     layers: list[dict[str, Any]]
+    forms: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    temporal: dict[str, Any] | None = None
+    fallback: list[dict[str, Any]] = []
+    fallback_bytes: int = Field(0, ge=0, description="Stored apart, read only for timesteps that no table knows.")
+    build_seconds: float | None = Field(None, ge=0)
     calibration: dict[str, Any]
     fidelity: Fidelity | None = None
     halftone_version: str

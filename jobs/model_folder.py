@@ -18,6 +18,8 @@ DENOISERS = ("unet", "transformer")
 _MAX_HEADER_BYTES = 100_000_000
 _DEFAULT_SIDE = 512
 _GUIDANCE = {"unet": 7.5, "transformer": 4.5}
+_CLASS_GUIDANCE = 4.0
+_AUTOENCODERS = ("vae", "vqvae")
 
 
 class BrokenModel(Exception):
@@ -49,7 +51,7 @@ def read_model(folder: Path) -> ModelCard:
         raise BrokenModel(f"has none of the folders {', '.join(DENOISERS)}")
     sheet = Sheet.model_validate_json((folder / SHEET).read_bytes()) if (folder / SHEET).exists() else Sheet()
     name = sheet.id or folder.name
-    defaults = sheet.defaults or _generic_defaults(folder, part)
+    defaults = sheet.defaults or _generic_defaults(folder, part, index)
     return ModelCard(
         id=name,
         kind=sheet.kind,
@@ -99,22 +101,42 @@ def _object_in(file: Path) -> dict[str, Any]:
     return value
 
 
-def _generic_defaults(folder: Path, part: str) -> Defaults:
+def _generic_defaults(folder: Path, part: str, index: dict[str, Any]) -> Defaults:
     height, width = _trained_size(folder, part)
-    return Defaults(width=width, height=height, num_inference_steps=25, guidance_scale=_GUIDANCE[part])
+    guidance = _GUIDANCE[part] if _reads_text(index) else _guidance_without_text(folder, part)
+    return Defaults(width=width, height=height, num_inference_steps=25, guidance_scale=guidance)
+
+
+def _reads_text(index: dict[str, Any]) -> bool:
+    """Whether a pipeline has parts for text; one that lists no parts at all is taken for one."""
+    parts = [name for name, entry in index.items() if isinstance(entry, list)]
+    return not parts or any(name.startswith(("text_encoder", "tokenizer")) for name in parts)
+
+
+def _guidance_without_text(folder: Path, part: str) -> float:
+    """1, which is none; but where the null class of `DiTPipeline`, number 1000, is one beyond the model's classes."""
+    classes = _object_in(folder / part / "config.json").get("num_embeds_ada_norm")
+    return _CLASS_GUIDANCE if part == "transformer" and classes == 1000 else 1.0
 
 
 def _trained_size(folder: Path, part: str) -> tuple[int, int]:
-    """(height, width) by the denoiser's latent size and the autoencoder's scale; 512 where the configs do not say."""
+    """(height, width) by the denoiser's sample size and the autoencoder's scale; 512 where the configs do not say."""
     sample = _object_in(folder / part / "config.json").get("sample_size")
-    if not (folder / "vae").is_dir() or sample is None:
+    if sample is None:
         return _DEFAULT_SIDE, _DEFAULT_SIDE
-    blocks = _object_in(folder / "vae" / "config.json").get("block_out_channels")
-    scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 8
+    scale = _scale(next((folder / name for name in _AUTOENCODERS if (folder / name).is_dir()), None))
     sides = sample if isinstance(sample, list) else [sample, sample]
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise BrokenModel(f"{part}/config.json has sample_size {sample!r}; expected one or two whole numbers")
     return sides[0] * scale, sides[1] * scale
+
+
+def _scale(autoencoder: Path | None) -> int:
+    """Pixels by latent, along a side; a model without an autoencoder works on pixels."""
+    if autoencoder is None:
+        return 1
+    blocks = _object_in(autoencoder / "config.json").get("block_out_channels")
+    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 8
 
 
 def _generic_limits(defaults: Defaults) -> Limits:

@@ -28,6 +28,17 @@ class Fidelity(BaseModel):
     ssim: float
     prompt_accuracy: float | None = None
     float_prompt_accuracy: float | None = None
+    trajectory_distance: float | None = Field(
+        None, description="Relative distance of the latents from float's, mean over all steps of all pictures."
+    )
+    temporal_cosine_worst: float | None = Field(
+        None, description="Least cosine of an output that depends on time alone with float's, over modules and steps."
+    )
+    mismatch_rate: float | None = Field(
+        None, description="Share of such outputs that are most similar to float's of another step."
+    )
+    seconds: float | None = Field(None, description="For one picture in a batch, on the machine that measured.")
+    float_seconds: float | None = Field(None, description="The same by float, in the same run.")
 
 
 class ProfileCard(BaseModel):

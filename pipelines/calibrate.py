@@ -1,4 +1,4 @@
-"""Feeds a denoiser what it meets in service: runs its pipeline over prompts, at the settings that requests default to.
+"""Feeds whoever asks what a denoiser meets in service: runs its pipeline at the settings that requests default to.
 
 This is the `run` that `quant.calibrate` asks for. Must not know how anything is quantized.
 """
@@ -6,17 +6,25 @@ This is the `run` that `quant.calibrate` asks for. Must not know how anything is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor
 
+import quant
 from jobs.profile import Defaults
-from pipelines.families import call_arguments
+from pipelines.denoiser import DenoiserCall
+from pipelines.families import Subject, call_arguments
+from pipelines.library_call import library_calls
 from pipelines.load import Components, new_pipeline
+from pipelines.proxy import Clock, DenoiserProxy
+from pipelines.session import watch_scheduler
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, how much of it is done, of how much)."""
+
+Answer = Callable[[quant.Call], Tensor]
+"""What stands in for the denoiser: a call of B rows to its output [B, ...]."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -25,46 +33,75 @@ def silent(what: str, done: int, total: int) -> None:
 
 def runner(
     components: Components,
-    prompts: Sequence[str],
+    subjects: Sequence[Subject],
     defaults: Defaults,
     *,
     seed: int = 0,
     batch: int = 8,
     progress: Progress = silent,
-) -> Callable[[nn.Module], None]:
-    """What runs a float denoiser over all prompts, `batch` at a time, picture i from seed `seed + i`; no decoding.
+) -> Callable[[Answer], None]:
+    """What draws all subjects, `batch` at a time, picture i from seed `seed + i`, and has every denoiser call answered.
+
+    The calls are those that the float denoiser would get: rows of both branches together where the pipeline does so,
+    the clock set, tensors in the pipeline's dtypes. Nothing is decoded where the pipeline allows that.
 
     Raises:
-        ValueError: there is no prompt.
+        ValueError: there is no subject.
     """
-    if not prompts:
-        raise ValueError("calibration needs at least one prompt")
+    if not subjects:
+        raise ValueError("calibration needs at least one prompt, or how many pictures to draw without prompts")
 
-    def run(denoiser: nn.Module) -> None:
-        pipeline = new_pipeline(components, denoiser)
-        progress("calibrating", 0, len(prompts))
-        for numbers in batched_range(len(prompts), batch):
-            arguments = _arguments(pipeline, [prompts[number] for number in numbers], defaults)
-            generators = [torch.Generator("cpu").manual_seed(seed + number) for number in numbers]
-            with torch.inference_mode():
-                pipeline(**arguments, generator=generators)
-            progress("calibrating", numbers.stop, len(prompts))
+    def run(answer: Answer) -> None:
+        progress("calibrating", 0, len(subjects))
+        for numbers in batched_range(len(subjects), batch):
+            chosen = tuple(subjects[number] for number in numbers)
+            _run_batch(components, chosen, [seed + number for number in numbers], defaults, answer)
+            progress("calibrating", numbers.stop, len(subjects))
 
     return run
 
 
-def _arguments(pipeline: Any, prompts: list[str], defaults: Defaults) -> dict[str, Any]:
+def _run_batch(
+    components: Components, subjects: tuple[Subject, ...], seeds: list[int], defaults: Defaults, answer: Answer
+) -> None:
+    kind, clock = type(components.skeleton), Clock()
+
+    def submit(call: DenoiserCall) -> Tensor:
+        return torch.cat([answer(part) for part in library_calls(kind, call)]).to(call.sample)
+
+    proxy = DenoiserProxy(
+        components.skeleton,
+        submit,
+        clock,
+        pictures=len(subjects),
+        device=components.device,
+        dtype=components.dtype,
+    )
+    pipeline = new_pipeline(components, proxy)
+    watch_scheduler(pipeline.scheduler, clock, lambda result: None)
     arguments = call_arguments(
         pipeline,
-        prompt="",
+        prompt=subjects,
         negative_prompt="",
         width=defaults.width,
         height=defaults.height,
         steps=defaults.num_inference_steps,
         guidance=defaults.guidance_scale,
-        n=1,
+        n=len(subjects),
     )
-    return arguments | {"prompt": prompts, "output_type": "latent"}
+    if isinstance(subjects[0], str):
+        arguments["output_type"] = "latent"  # nobody looks at the pictures; pipelines without prompts cannot stop here
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with torch.no_grad(), seeded(seeds[0]):  # not inference mode: whoever answers may keep tensors and train on them
+        pipeline(**arguments, generator=generators)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it the global generator starts from a seed: a few pipelines draw noise from it whatever they are given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def batched_range(count: int, size: int) -> Iterator[range]:

@@ -73,6 +73,10 @@ class Denoiser(Protocol):
     def weights_bytes(self) -> int:
         """Bytes of memory that its weights take as it holds them."""
 
+    @property
+    def fallbacks(self) -> int:
+        """Rows so far whose temporal features no table of the artifact knew; 0 where nothing is looked up."""
+
     def run(self, call: DenoiserCall) -> Tensor:
         """The denoiser's output [B, ...] for the call's rows, on the call's device, in memory of its own."""
 
@@ -107,6 +111,7 @@ class TorchDenoiser:
     """
 
     backend = "torch"
+    fallbacks = 0
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name

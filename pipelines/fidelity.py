@@ -1,61 +1,96 @@
-"""How far a profile's pictures are from the float model's at the same seeds: PSNR, SSIM, latents, prompt accuracy.
+"""How far a profile's pictures are from the float model's at the same seeds, on the way and at the end.
 
 Measured on final frames before encoding. Must not know how a profile computes, or what a prompt means: the caller
-passes a checker where one exists.
+passes a checker, and pictures to compare with, where they exist.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import quant
 from jobs.profile import FLOAT, Defaults
-from pipelines.calibrate import Progress, silent
+from pipelines.calibrate import Progress, batched_range, silent
 from pipelines.denoiser import Denoiser
+from pipelines.drawing import Drawn, draw_batch
+from pipelines.families import Subject, UnsupportedModel
 from pipelines.load import Components
-from pipelines.session import DirectSeams, Order, Session
-
-EQUAL_DB = 100.0
-"""PSNR that equal pictures count as, so that means stay finite; 8-bit pictures that differ at all stay below 97."""
+from pipelines.similarity import SMALLEST_SIDE, psnr, ssim
+from pipelines.temporal import NO_TEMPORAL, TemporalFidelity, compare_features
+from quant.metrics import Features
 
 Checker = Callable[[str, Tensor], bool]
 """Whether a picture [3, H, W] float in 0..1 shows all that a prompt names."""
 
+OnPicture = Callable[[str, int, Tensor], None]
+"""Told (profile, number of the subject, its picture [C, H, W] float in 0..1)."""
+
+
+class Reference(Protocol):
+    """Pictures as they should be, to compare a whole set with: their Fréchet distance."""
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the distance is taken of: pictures [n, C, H, W] float in 0..1 to [n, F]."""
+
+    def distance(self, features: Tensor) -> float:
+        """Distance of pictures with features [N, F] from the reference."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptFidelity:
-    """One prompt by one profile, against float at the same seed. `right` is None without a checker."""
+    """One subject by one profile, against float at the same seed.
 
-    prompt: str
+    `trajectory` is the relative L2 distance of its latents from float's after each scheduler step, `latent_error` the
+    last of them. `right` is None without a checker.
+    """
+
+    prompt: Subject
     seed: int
     psnr_db: float
     ssim: float
     latent_error: float
+    trajectory: tuple[float, ...]
     seconds: float
     right: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileFidelity:
-    """One profile over all prompts: means, and every prompt. Accuracies are None without a checker."""
+    """One profile over all subjects: means, and every subject. What was not asked for is None.
+
+    Attributes:
+        prompts: how many pictures were compared.
+        trajectory: mean over pictures of ||x_t - x^_t|| / ||x_t|| after each scheduler step; `trajectory_distance` is
+            their mean, `latent_error` the last.
+        seconds: for one picture: the median over pictures, so that what is compiled at the start does not count.
+        temporal_*, mismatch_*: of its temporal features, see `TemporalFidelity`.
+        frechet: Fréchet distance of all its pictures from the reference.
+    """
 
     profile: str
     prompts: int
     psnr_db: float
     ssim: float
     latent_error: float
+    trajectory_distance: float
+    trajectory: tuple[float, ...]
     seconds: float
     weights_bytes: int
     prompt_accuracy: float | None
     float_prompt_accuracy: float | None
+    frechet: float | None
+    temporal_cosine_worst: float | None
+    temporal_cosine_mean: float | None
+    temporal_cosine_worst_by_step: tuple[float, ...]
+    temporal_cosine_mean_by_step: tuple[float, ...]
+    mismatch_rate: float | None
+    mismatch_by_step: tuple[float, ...]
     each: tuple[PromptFidelity, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -64,153 +99,141 @@ class ProfileFidelity:
 
     def summary(self) -> dict[str, Any]:
         """What a manifest's `fidelity` holds."""
-        names = ("prompts", "psnr_db", "ssim", "prompt_accuracy", "float_prompt_accuracy")
+        names = (
+            *("prompts", "psnr_db", "ssim", "prompt_accuracy", "float_prompt_accuracy", "trajectory_distance"),
+            *("temporal_cosine_worst", "mismatch_rate", "seconds"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    picture: Tensor
-    latents: Tensor
-    seconds: float
+class _Rows:
+    """What is kept of one profile while batches come and go: numbers, no pictures."""
+
+    def __init__(self) -> None:
+        self.each: list[PromptFidelity] = []
+        self.features: list[Tensor] = []
+
+    def distance(self, reference: Reference | None) -> float | None:
+        return None if reference is None else reference.distance(torch.cat(self.features))
+
+    def accuracy(self) -> float | None:
+        known = [row.right for row in self.each if row.right is not None]
+        return sum(known) / len(known) if known else None
 
 
 def evaluate(
     components: Components,
     denoisers: Mapping[str, Denoiser],
-    prompts: Sequence[str],
+    subjects: Sequence[Subject],
     defaults: Defaults,
     *,
     seed: int = 0,
+    batch: int = 8,
     checker: Checker | None = None,
+    reference: Reference | None = None,
+    features: Mapping[str, Features] | None = None,
+    on_picture: OnPicture | None = None,
     progress: Progress = silent,
 ) -> list[ProfileFidelity]:
-    """Draws every prompt by every denoiser, picture i from seed `seed + i`, and compares each with `float`'s.
+    """Draws every subject by every denoiser, picture i from seed `seed + i`, and compares each with `float`'s.
+
+    `batch` pictures are drawn together; only one batch's pictures and float latents are held at a time. `features` are
+    the temporal features of profiles by name, `float` among them; a profile that is not there has none.
 
     Raises:
-        ValueError: there is no prompt, or no denoiser named `float` to compare with.
+        ValueError: there is no subject, no denoiser named `float` to compare with, or features that do not compare.
+        UnsupportedModel: the model cannot draw the subjects at these settings, or too small to compare.
     """
-    if not prompts or FLOAT not in denoisers:
-        raise ValueError(f"fidelity needs a denoiser named {FLOAT!r} and at least one prompt")
-    each: dict[str, list[PromptFidelity]] = {name: [] for name in denoisers}
-    for number, prompt in enumerate(prompts):
-        progress("comparing", number, len(prompts))
-        order = _order(prompt, seed + number, defaults)
-        truth = _draw(components, denoisers[FLOAT], order)
-        for name, denoiser in denoisers.items():
-            drawn = truth if name == FLOAT else _draw(components, denoiser, order)
-            each[name].append(_compare(order, drawn, truth, checker))
-    progress("comparing", len(prompts), len(prompts))
-    right = _accuracy(each[FLOAT])
-    return [_summarize(name, denoisers[name], rows, right) for name, rows in each.items()]
+    if not subjects or FLOAT not in denoisers:
+        raise ValueError(f"fidelity needs a denoiser named {FLOAT!r} and at least one subject")
+    rows = {name: _Rows() for name in denoisers}
+    done, total = 0, len(subjects) * len(denoisers)
+    for numbers in batched_range(len(subjects), batch):
+        chosen, seeds = [subjects[number] for number in numbers], [seed + number for number in numbers]
+        truth = None
+        for name in (FLOAT, *(name for name in denoisers if name != FLOAT)):
+            progress("comparing", done, total)
+            drawn = draw_batch(components, denoisers[name], chosen, seeds, defaults)
+            truth = truth or drawn
+            rows[name].each += _compare(chosen, seeds, drawn, truth, checker)
+            if reference is not None:
+                rows[name].features.append(reference.features(drawn.pictures))
+            if on_picture is not None:
+                for number, picture in zip(numbers, drawn.pictures, strict=True):
+                    on_picture(name, number, picture)
+            done += len(numbers)
+    progress("comparing", total, total)
+    temporal = compare_features(features or {})
+    return [
+        _summarize(name, denoisers[name], found, rows[FLOAT].accuracy(), reference, temporal.get(name, NO_TEMPORAL))
+        for name, found in rows.items()
+    ]
 
 
-def _order(prompt: str, seed: int, defaults: Defaults) -> Order:
-    return Order(
-        prompt=prompt,
-        negative_prompt="",
-        width=defaults.width,
-        height=defaults.height,
-        steps=defaults.num_inference_steps,
-        guidance=defaults.guidance_scale,
-        seeds=[seed],
-    )
+def _compare(
+    subjects: Sequence[Subject], seeds: Sequence[int], drawn: Drawn, truth: Drawn, checker: Checker | None
+) -> list[PromptFidelity]:
+    height, width = truth.pictures.shape[-2:]
+    if min(height, width) < SMALLEST_SIDE:
+        side = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        raise UnsupportedModel(f"pictures of {width}x{height} pixels cannot be compared: SSIM needs at least {side}")
+    trajectories = trajectory_distances(drawn.latents, truth.latents).tolist()
+    return [
+        PromptFidelity(
+            prompt=subject,
+            seed=seeds[i],
+            psnr_db=psnr(drawn.pictures[i], truth.pictures[i]),
+            ssim=ssim(drawn.pictures[i], truth.pictures[i]),
+            latent_error=trajectories[i][-1],
+            trajectory=tuple(trajectories[i]),
+            seconds=drawn.seconds,
+            right=None if checker is None or not isinstance(subject, str) else checker(subject, drawn.pictures[i]),
+        )
+        for i, subject in enumerate(subjects)
+    ]
 
 
-def _draw(components: Components, denoiser: Denoiser, order: Order) -> _Drawn:
-    session = Session(components, order, DirectSeams(denoiser))
-    latents: list[Tensor] = []
-    vae = session.pipeline.vae  # the session's own copy
-    decode = vae.decode
+def trajectory_distances(latents: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """[n, steps] float64: ||x_t - x^_t|| / ||x_t|| of n pictures after each step, of latents [n, ...] for each step.
 
-    def decode_and_keep(given: Tensor, *args: Any, **kwargs: Any) -> Any:
-        latents.append(given.float().cpu())
-        return decode(given, *args, **kwargs)
+    TFMQ-DM's third symptom, as it measures it, relative to the float latents' size.
 
-    vae.decode = decode_and_keep
-    started = time.perf_counter()
-    picture = session.draw()[0]
-    return _Drawn(picture, torch.cat(latents), time.perf_counter() - started)
-
-
-def _compare(order: Order, drawn: _Drawn, truth: _Drawn, checker: Checker | None) -> PromptFidelity:
-    return PromptFidelity(
-        prompt=order.prompt,
-        seed=order.seeds[0],
-        psnr_db=psnr(drawn.picture, truth.picture),
-        ssim=ssim(drawn.picture, truth.picture),
-        latent_error=quant.relative_error(drawn.latents, truth.latents),
-        seconds=drawn.seconds,
-        right=None if checker is None else checker(order.prompt, drawn.picture),
-    )
+    Raises:
+        ValueError: the numbers of steps or the shapes differ.
+    """
+    if len(latents) != len(truth):
+        raise ValueError(f"trajectories of {len(latents)} and {len(truth)} steps cannot be compared")
+    return torch.stack([quant.relative_errors(one, other) for one, other in zip(latents, truth, strict=True)], dim=1)
 
 
 def _summarize(
-    name: str, denoiser: Denoiser, each: list[PromptFidelity], float_accuracy: float | None
+    name: str,
+    denoiser: Denoiser,
+    rows: _Rows,
+    float_accuracy: float | None,
+    reference: Reference | None,
+    temporal: TemporalFidelity,
 ) -> ProfileFidelity:
-    def mean(field: str) -> float:
-        return math.fsum(getattr(row, field) for row in each) / len(each)
-
+    each = rows.each
+    trajectory = tuple(map(statistics.fmean, zip(*(row.trajectory for row in each), strict=True)))
     return ProfileFidelity(
         profile=name,
         prompts=len(each),
-        psnr_db=mean("psnr_db"),
-        ssim=mean("ssim"),
-        latent_error=mean("latent_error"),
-        seconds=mean("seconds"),
+        psnr_db=statistics.fmean(row.psnr_db for row in each),
+        ssim=statistics.fmean(row.ssim for row in each),
+        latent_error=statistics.fmean(row.latent_error for row in each),
+        trajectory_distance=statistics.fmean(trajectory),
+        trajectory=trajectory,
+        seconds=statistics.median(row.seconds for row in each),
         weights_bytes=denoiser.weights_bytes,
-        prompt_accuracy=_accuracy(each),
+        prompt_accuracy=rows.accuracy(),
         float_prompt_accuracy=float_accuracy,
+        frechet=rows.distance(reference),
+        temporal_cosine_worst=temporal.cosine_worst,
+        temporal_cosine_mean=temporal.cosine_mean,
+        temporal_cosine_worst_by_step=temporal.cosine_worst_by_step,
+        temporal_cosine_mean_by_step=temporal.cosine_mean_by_step,
+        mismatch_rate=temporal.mismatch_rate,
+        mismatch_by_step=temporal.mismatch_by_step,
         each=tuple(each),
     )
-
-
-def _accuracy(each: list[PromptFidelity]) -> float | None:
-    known = [row.right for row in each if row.right is not None]
-    return sum(known) / len(known) if known else None
-
-
-def psnr(picture: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures of one shape, values 0..1; EQUAL_DB when they are equal.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _require_same_shape(picture, truth)
-    error = float((picture.double() - truth.double()).square().mean())
-    return EQUAL_DB if error == 0 else min(EQUAL_DB, -10 * math.log10(error))
-
-
-def ssim(picture: Tensor, truth: Tensor) -> float:
-    """Structural similarity of two pictures [C, H, W], values 0..1, by Wang et al. (2004): a Gaussian window of 11
-    pixels and sigma 1.5, only where it fits whole, mean over places and channels.
-
-    Raises:
-        ValueError: the shapes differ, or a side is shorter than 11.
-    """
-    _require_same_shape(picture, truth)
-    if picture.ndim != 3 or min(picture.shape[1:]) < 11:
-        raise ValueError(f"SSIM compares pictures [C, H, W] of at least 11 by 11, not {list(picture.shape)}")
-    x, y = picture.double()[:, None], truth.double()[:, None]
-    window = _gaussian(11, 1.5)
-
-    def blur(values: Tensor) -> Tensor:
-        return functional.conv2d(functional.conv2d(values, window[None, None, :, None]), window[None, None, None, :])
-
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    both = blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * both + c2)
-    return float((likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
-
-
-def _gaussian(size: int, sigma: float) -> Tensor:
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-(places**2) / (2 * sigma**2))
-    return weights / weights.sum()
-
-
-def _require_same_shape(picture: Tensor, truth: Tensor) -> None:
-    if picture.shape != truth.shape:
-        raise ValueError(f"pictures of shapes {list(picture.shape)} and {list(truth.shape)} cannot be compared")

@@ -15,10 +15,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from pipelines.denoiser import channels_last, module_bytes
-from pipelines.families import OPTION_DEFAULTS, UNUSED_PARTS, UnsupportedModel, denoiser_part
+from pipelines.families import AUTOENCODER_PARTS, OPTION_DEFAULTS, UNUSED_PARTS, UnsupportedModel, denoiser_part
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
@@ -66,13 +67,13 @@ def load_components(
     """Reads all of a model but its denoiser's weights.
 
     Raises:
-        UnsupportedModel: the folder is no text-to-image pipeline of diffusers, needs code of its own, lacks weights,
+        UnsupportedModel: the folder is no pipeline of diffusers, needs code of its own, lacks weights,
             or holds pickled weights only.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     name = denoiser_part(index)
-    pipeline_class = _pipeline_class(index)
-    accepted = inspect.signature(pipeline_class.__init__).parameters
+    kind = class_of_pipeline(index)
+    accepted = inspect.signature(kind.__init__).parameters
     parts: dict[str, Any] = {}
     for part, entry in index.items():
         if part.startswith("_") or part == name or part not in accepted:
@@ -83,12 +84,13 @@ def load_components(
             parts[part] = None
         else:
             parts[part] = _load_part(folder, part, entry, torch.device(device), dtype)
-    if isinstance(parts.get("vae"), nn.Module):
-        channels_last(parts["vae"])
+    for autoencoder in AUTOENCODER_PARTS:
+        if isinstance(parts.get(autoencoder), nn.Module):
+            channels_last(parts[autoencoder])
     parts.update({option: value for option, value in OPTION_DEFAULTS.items() if option in accepted})
     return Components(
         folder=folder,
-        pipeline_class=pipeline_class,
+        pipeline_class=kind,
         parts=parts,
         denoiser_part=name,
         skeleton=_build_skeleton(folder, name, index[name]),
@@ -104,11 +106,26 @@ def load_denoiser(components: Components) -> nn.Module:
     Raises:
         UnsupportedModel: weights are missing or pickled.
     """
-    entry = _read_index(components.folder)[components.denoiser_part]
+    entry = read_index(components.folder)[components.denoiser_part]
     module: nn.Module = _load_part(
         components.folder, components.denoiser_part, entry, components.device, components.dtype
     )
     return module
+
+
+def load_skeleton(folder: Path) -> nn.Module:
+    """A model's denoiser on the meta device: its config and structure. Reads JSON only, and sees that weights are there.
+
+    Raises:
+        UnsupportedModel: the folder is no pipeline of diffusers, or holds no denoiser or none that could be loaded.
+    """
+    index = read_index(folder)
+    part = denoiser_part(index)
+    _refuse_pickles(folder / part)
+    try:
+        return _build_skeleton(folder, part, index[part])
+    except (OSError, ValueError, TypeError) as error:
+        raise UnsupportedModel(f"{folder / part} holds no denoiser that we can build: {error}") from error
 
 
 def new_pipeline(components: Components, denoiser: Any) -> Any:
@@ -120,7 +137,12 @@ def new_pipeline(components: Components, denoiser: Any) -> Any:
     return pipeline
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """A folder's model_index.json.
+
+    Raises:
+        UnsupportedModel: it has none, or one that is no object.
+    """
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -130,7 +152,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _pipeline_class(index: dict[str, Any]) -> type[Any]:
+def class_of_pipeline(index: dict[str, Any]) -> type[Any]:
+    """The diffusers class that a model_index.json names.
+
+    Raises:
+        UnsupportedModel: diffusers has no such pipeline.
+    """
     name = index.get("_class_name")
     found: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
@@ -163,7 +190,7 @@ def _load_part(folder: Path, part: str, entry: list[Any], device: torch.device, 
             output_loading_info=True,
             **{dtype_argument: dtype},
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder / part} cannot be loaded: {error}") from error
     if told["missing_keys"] or told.get("mismatched_keys"):
         lacking = sorted(map(str, told["missing_keys"]))[:5]

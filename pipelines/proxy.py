@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from pipelines.denoiser import COND, UNCOND, UNKNOWN, DenoiserCall, argument_names
-from pipelines.families import SHARED_ARGUMENTS, UnsupportedModel
+from pipelines.families import COND_FIRST, SHARED_ARGUMENTS, UnsupportedModel
 
 BRANCHES = {"cond": COND, "uncond": UNCOND}
 """What pipelines say by `cache_context`; any other word leaves it to the number of rows."""
@@ -108,7 +108,8 @@ class DenoiserProxy:
         if heard is not None:
             return torch.full((rows,), heard)
         if rows == 2 * self._pictures:
-            return torch.tensor([UNCOND] * self._pictures + [COND] * self._pictures)
+            first, second = (COND, UNCOND) if type(self._skeleton).__name__ in COND_FIRST else (UNCOND, COND)
+            return torch.tensor([first] * self._pictures + [second] * self._pictures)
         return torch.full((rows,), COND if rows == self._pictures else UNKNOWN)
 
 

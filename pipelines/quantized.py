@@ -5,7 +5,11 @@ The only file that knows both. Must not know jobs' lives, queues or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +21,9 @@ from torch import Tensor, nn
 import quant
 from jobs.profile import Defaults, ProfileCard
 from pipelines.calibrate import Progress, runner, silent
-from pipelines.denoiser import DenoiserCall, argument_names
-from pipelines.families import ROW_LISTS, UnsupportedModel
+from pipelines.denoiser import DenoiserCall
+from pipelines.families import Subject, UnsupportedModel
+from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
 
 
@@ -41,12 +46,17 @@ class QuantizedDenoiser:
         self.name = name
         self.backend = backend
         self.executable = executable
-        self._sample_name, self._timestep_name = argument_names(kind)
+        self._kind = kind
 
     @property
     def weights_bytes(self) -> int:
         """Bytes that the weights take in memory now."""
         return self.executable.weights_bytes
+
+    @property
+    def fallbacks(self) -> int:
+        """Rows so far whose temporal features no table knew."""
+        return self.executable.fallbacks
 
     def run(self, call: DenoiserCall) -> Tensor:
         """The denoiser's output [B, ...] on the call's device, in the sample's dtype.
@@ -55,7 +65,7 @@ class QuantizedDenoiser:
             UnsupportedModel: the backend cannot run this denoiser.
         """
         try:
-            output = torch.cat([self.executable.run(part) for part in self._parts(call)])
+            output = torch.cat([self.executable.run(plain(part)) for part in library_calls(self._kind, call)])
         except quant.BackendError as error:
             raise UnsupportedModel(str(error)) from error
         return output.to(call.sample)
@@ -63,29 +73,6 @@ class QuantizedDenoiser:
     def close(self) -> None:
         """Lets go of weights and compiled code."""
         self.executable.close()
-
-    def _parts(self, call: DenoiserCall) -> list[quant.Call]:
-        """The call as the library takes it; row by row where an argument is a list with an entry per row."""
-        lists = {name: value for name, value in call.constants.items() if name in ROW_LISTS and isinstance(value, list)}
-        whole = self.library_call(call)
-        if not lists:
-            return [whole]
-        rows = [whole.take(torch.tensor([row])) for row in range(call.rows)]
-        own = [{name: [value[row]] for name, value in lists.items()} for row in range(call.rows)]
-        return [
-            quant.Call(part.rows, part.clock, part.shared, {**part.constants, **mine})
-            for part, mine in zip(rows, own, strict=True)
-        ]
-
-    def library_call(self, call: DenoiserCall) -> quant.Call:
-        """The same call in the library's words: float32, on the CPU."""
-        rows = {self._sample_name: call.sample, self._timestep_name: call.timestep, **call.inputs}
-        return quant.Call(
-            rows={name: _plain(tensor) for name, tensor in rows.items()},
-            clock=quant.StepClock(call.step.cpu(), call.total_steps.cpu(), call.branch.cpu()),
-            shared={name: _plain(tensor) for name, tensor in call.shared.items()},
-            constants={**call.constants, "return_dict": False},
-        )
 
 
 def load_quantized(
@@ -96,58 +83,119 @@ def load_quantized(
     Raises:
         UnsupportedModel: the artifact is missing, incomplete, changed, or of another model, or the backend is unknown.
     """
-    if card.artifact is None:
-        raise UnsupportedModel(f"profile {card.name} of {card.model} has no artifact")
     kind, name = type(components.skeleton), backend or card.backend
-    try:
-        manifest = quant.read_manifest(card.artifact)
-        quant.verify(card.artifact, manifest, denoiser_sha256(components.folder, components.denoiser_part))
-        options = quant.Options(cache_dir=means.cache_dir, threads=means.threads)
-        executable = quant.open_backend(name, card.artifact, manifest, lambda: empty_denoiser(components), options)
-    except quant.QuantError as error:
-        raise UnsupportedModel(f"profile {card.name} of {card.model}: {error}") from error
+    options = quant.Options(cache_dir=means.cache_dir, threads=means.threads)
+    with _told(card):
+        folder, manifest = _verified(card, components)
+        executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)
     return QuantizedDenoiser(card.name, name, kind, executable)
 
 
-def quantize_folder(
-    folder: Path,
-    out: Path,
-    recipe: quant.Recipe,
-    prompts: Sequence[str],
-    defaults: Defaults,
-    *,
-    model: str | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Path:
-    """Calibrates and quantizes a model folder's denoiser, writes the artifact `out`, and returns its manifest's path.
+def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module, quant.FeatureSource | None]:
+    """A profile's artifact as a torch module, and what knows the moment of its calls where time matters to it.
 
-    The same arguments give the same bytes. Whatever lay at `out` is replaced, once all is done.
+    Raises:
+        UnsupportedModel: the artifact is missing, incomplete, changed, or of another model.
+    """
+    with _told(card):
+        folder, manifest = _verified(card, components)
+        module = quant.load_into(empty_denoiser(components), folder, manifest)
+        if manifest.temporal is None:
+            return module, None
+        return module, quant.feature_source(folder, manifest, lambda: empty_denoiser(components))
+
+
+def _verified(card: ProfileCard, components: Components) -> tuple[Path, quant.Manifest]:
+    if card.artifact is None:
+        raise UnsupportedModel(f"profile {card.name} of {card.model} has no artifact")
+    manifest = quant.read_manifest(card.artifact)
+    quant.verify(card.artifact, manifest, denoiser_sha256(components.folder, components.denoiser_part))
+    return card.artifact, manifest
+
+
+@contextmanager
+def _told(card: ProfileCard) -> Iterator[None]:
+    """The library's faults, as faults of the profile."""
+    try:
+        yield
+    except quant.QuantError as error:
+        raise UnsupportedModel(f"profile {card.name} of {card.model}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to quantize a model's denoiser by, and into what.
+
+    Attributes:
+        folder: the model, in diffusers layout.
+        out: the artifact's folder.
+        recipe: how.
+        subjects: what is drawn to calibrate on: prompts, classes, or None for models that are told nothing.
+        defaults: at which settings.
+        model: the model's id; by default the folder's name.
+        seed: of calibration pictures and of reconstruction.
+        scratch: where finished stages are kept, so that a killed build goes on; by default beside `out`.
+    """
+
+    folder: Path
+    out: Path
+    recipe: quant.Recipe
+    subjects: Sequence[Subject]
+    defaults: Defaults
+    model: str | None = None
+    seed: int = 0
+    scratch: Path | None = None
+
+
+def quantize_folder(order: Order, progress: Progress = silent) -> Path:
+    """Calibrates and quantizes a model folder's denoiser, writes the artifact, and returns its manifest's path.
+
+    The same order gives the same bytes of tensors. Whatever lay at `out` is replaced, once all is done; until then
+    finished stages lie in `scratch`, and are taken up by the next call of the same order.
 
     Raises:
         UnsupportedModel: the folder cannot be loaded.
         QuantError: a layer's weights or inputs are not finite.
-        ValueError: there is no prompt.
+        ValueError: there is no subject.
     """
+    started = time.monotonic()
     progress("reading", 0, 1)
-    components = load_components(folder)
+    components = load_components(order.folder)
     denoiser = load_denoiser(components)
-    run = runner(components, prompts, defaults, seed=seed, progress=progress)
-    statistics = quant.calibrate(denoiser, run)
-    progress("quantizing", 0, 1)
-    report = quant.quantize_(denoiser, recipe, statistics)
+    sha256 = denoiser_sha256(order.folder, components.denoiser_part)
+    stages = quant.Stages(order.scratch or scratch_of(order.out), _key(order, sha256))
+    run = runner(components, order.subjects, order.defaults, seed=order.seed, progress=progress)
+    statistics = quant.calibrate_for(denoiser, run, order.recipe, seed=order.seed)
+    calibrated = time.monotonic() - started
+    work = quant.Work(stages, order.seed, progress)
+    quantization = quant.quantize_(denoiser, order.recipe, statistics, work)
+    progress("writing", 0, 1)
+    calibration = {"prompts": len(order.subjects), "seed": order.seed, **order.defaults.model_dump(mode="json")}
     quant.save(
-        out,
+        order.out,
         denoiser,
-        report,
-        recipe,
-        model=model or folder.resolve().name,
-        model_sha256=denoiser_sha256(folder, components.denoiser_part),
-        calibration={"prompts": len(prompts), "seed": seed, **defaults.model_dump(mode="json")},
+        quantization,
+        order.recipe,
+        model=order.model or order.folder.resolve().name,
+        model_sha256=sha256,
+        calibration=calibration,
         version=halftone_version(),
+        build_seconds=calibrated + work.seconds,
     )
-    progress("quantizing", 1, 1)
-    return out / quant.MANIFEST
+    stages.discard()
+    progress("writing", 1, 1)
+    return order.out / quant.MANIFEST
+
+
+def scratch_of(out: Path) -> Path:
+    """Where the stages of an unfinished artifact lie."""
+    return out.with_name(f".{out.name}-stages")
+
+
+def _key(order: Order, sha256: str) -> str:
+    """Equal for two orders exactly when the stages of one may be used by the other."""
+    told = (order.recipe.model_dump_json(), sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def denoiser_sha256(folder: Path, part: str) -> str:
@@ -173,8 +221,3 @@ def halftone_version() -> str:
         return metadata.version("halftone")
     except metadata.PackageNotFoundError:
         return "0"
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.errors import JobFailed
 from pipelines.denoiser import Denoiser, DenoiserCall
-from pipelines.families import call_arguments, latents_to_vae
+from pipelines.families import Subject, as_pictures, autoencoder, call_arguments, latents_to_vae
 from pipelines.load import Components, new_pipeline
 from pipelines.proxy import Clock, DenoiserProxy
 
@@ -33,9 +33,9 @@ class NumericalError(JobFailed):
 
 @dataclass(frozen=True)
 class Order:
-    """What to draw: one picture per seed."""
+    """What to draw: one picture per seed, all of one subject, or each of its own where `prompt` is a tuple of them."""
 
-    prompt: str
+    prompt: Subject | tuple[Subject, ...]
     negative_prompt: str
     width: int
     height: int
@@ -74,8 +74,8 @@ class Session:
             dtype=components.dtype,
         )
         self.pipeline = new_pipeline(components, proxy)
-        self._watch_scheduler()
-        self._guard_vae()
+        watch_scheduler(self.pipeline.scheduler, self._clock, self._stepped)
+        self._guard_autoencoder()
 
     def draw(self) -> Tensor:
         """The pictures: [n, 3, H, W] float in 0..1, on the CPU.
@@ -98,12 +98,16 @@ class Session:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in order.seeds]
         with torch.inference_mode(), self._until_first_call:
             self._until_first_call.enter_context(self._seams.alone("text_encode"))
-            pictures: Tensor = self.pipeline(**arguments, generator=generators)[0]
-            return _finite(pictures.float().cpu(), "picture")
+            pictures = as_pictures(self.pipeline(**arguments, generator=generators)[0])
+            return _finite(pictures, "picture")
 
     def _preview(self, predicted: Tensor) -> Tensor:
-        latents = latents_to_vae(self.pipeline, predicted, self._order.width, self._order.height)
-        decoded = self.pipeline.vae.decode(latents.to(self.pipeline.vae.dtype), return_dict=False)[0]
+        part = autoencoder(self.pipeline)
+        decoded = predicted = predicted[: len(self._order.seeds)]  # a few pipelines keep both halves of guidance
+        if part is not None:
+            vae = getattr(self.pipeline, part)
+            latents = latents_to_vae(self.pipeline, predicted, self._order.width, self._order.height)
+            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         pictures: Tensor = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
         return pictures
 
@@ -111,28 +115,18 @@ class Session:
         self._until_first_call.close()
         return self._seams.denoise(call)
 
-    def _watch_scheduler(self) -> None:
-        scheduler, clock = self.pipeline.scheduler, self._clock
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    def _stepped(self, result: Any) -> None:
+        clock = self._clock
+        if clock.step == clock.total and autoencoder(self.pipeline) is None:
+            _finite(result[0], "picture")  # before it is cut to 0..1; with an autoencoder its door is guarded
+        self._seams.stepped(clock.step, clock.total, lambda: self._preview(_predicted(result)))
 
-        @functools.wraps(set_timesteps)
-        def set_and_count(*args: Any, **kwargs: Any) -> Any:
-            result = set_timesteps(*args, **kwargs)
-            clock.step, clock.total = 0, len(scheduler.timesteps)
-            return result
-
-        @functools.wraps(step)
-        def step_and_count(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            clock.step += 1
-            self._seams.stepped(clock.step, clock.total, lambda: self._preview(_predicted(result)))
-            return result
-
-        scheduler.set_timesteps, scheduler.step = set_and_count, step_and_count
-
-    def _guard_vae(self) -> None:
+    def _guard_autoencoder(self) -> None:
+        part = autoencoder(self.pipeline)
+        if part is None:
+            return
         # a shallow copy shares all weights; only this job's pipeline sees the guarded method
-        vae = copy.copy(self.pipeline.vae)
+        vae = copy.copy(getattr(self.pipeline, part))
         decode: Callable[..., Any] = vae.decode
 
         @functools.wraps(decode)
@@ -143,7 +137,27 @@ class Session:
             return result
 
         vae.decode = decode_alone
-        self.pipeline.vae = vae
+        setattr(self.pipeline, part, vae)
+
+
+def watch_scheduler(scheduler: Any, clock: Clock, stepped: Callable[[Any], None]) -> None:
+    """Has a scheduler of one's own keep the clock, and tell every step's result when the clock has moved on."""
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+
+    @functools.wraps(set_timesteps)
+    def set_and_count(*args: Any, **kwargs: Any) -> Any:
+        result = set_timesteps(*args, **kwargs)
+        clock.step, clock.total = 0, len(scheduler.timesteps)
+        return result
+
+    @functools.wraps(step)
+    def step_and_count(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        clock.step += 1
+        stepped(result)
+        return result
+
+    scheduler.set_timesteps, scheduler.step = set_and_count, step_and_count
 
 
 class DirectSeams:

@@ -8,36 +8,57 @@ executable = open_backend("openvino", folder, manifest, empty, options)
 
 from __future__ import annotations
 
-from quant.artifact import MANIFEST, Manifest, load_into, read_manifest, save, set_fidelity, sha256_of, verify
+from quant.artifact import load_fallback, load_into, save
 from quant.backends.call import Call, Executable
-from quant.backends.choose import BACKENDS, Options, open_backend
+from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
 from quant.calibrate import Statistics, calibrate
-from quant.clock import StepClock
+from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
+from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, sha256_of, verify
 from quant.metrics import relative_error, relative_errors
-from quant.quantize import quantize_
+from quant.quantize import Quantization, Work, calibrate_for, quantize_
 from quant.recipe import Recipe, builtin_recipes, load_recipe
 from quant.report import LayerReport, Report
+from quant.stages import Stages
+from quant.temporal.discover import TemporalLeaf, discover, examine
+from quant.temporal.features import FeatureSource, TemporalPlan
+from quant.temporal.measure import features_of
 
 __all__ = [
     "BACKENDS",
+    "COND",
     "MANIFEST",
+    "UNCOND",
+    "UNKNOWN",
     "ArtifactError",
     "BackendError",
     "CalibrationError",
     "Call",
     "Executable",
+    "FeatureSource",
     "LayerReport",
     "Manifest",
+    "Moment",
     "Options",
     "QuantError",
+    "Quantization",
     "Recipe",
     "RecipeError",
     "Report",
+    "Stages",
     "Statistics",
     "StepClock",
+    "TemporalLeaf",
+    "TemporalPlan",
+    "Work",
     "builtin_recipes",
     "calibrate",
+    "calibrate_for",
+    "discover",
+    "examine",
+    "feature_source",
+    "features_of",
+    "load_fallback",
     "load_into",
     "load_recipe",
     "open_backend",

@@ -5,172 +5,96 @@ Knows nothing of pipelines: the caller names the float files that an artifact be
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from quant.clock import MomentHolder
 from quant.errors import ArtifactError
-from quant.layers import QuantizedLayer, as_float_layer, empty_like, replace_layers
+from quant.grid import pack4, unpack4
+from quant.layers import (
+    InputGrid,
+    as_float_layer,
+    bind,
+    empty_like,
+    quantized_layers,
+    replace_layers,
+)
+from quant.manifest import FallbackLeaf, Manifest, sha256_of, write_manifest
+from quant.quantize import Quantization
 from quant.recipe import Recipe
-from quant.report import LayerReport, Report
+from quant.report import LayerForm
+from quant.temporal.layers import StepwiseLinear, install
 
-FORMAT: Final = 1
-"""Version of the folder's layout. A reader refuses any other."""
-
-MANIFEST, TENSORS = "manifest.json", "denoiser.safetensors"
-
-
-class Manifest(BaseModel):
-    """What `manifest.json` holds.
-
-    `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256,
-    `weights_bytes` counts the tensors stored, `float_weights_bytes` the same weights in float32. What stays float is
-    stored in float16 where that loses nothing; a backend holds it in float32 (`memory_bytes`). `calibration` says by
-    what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal[1] = FORMAT
-    model: str
-    profile: str
-    backend: str = "openvino"
-    recipe: dict[str, Any]
-    weight_bits: int
-    activation_bits: int
-    weights_bytes: int
-    float_weights_bytes: int
-    model_sha256: str
-    files: dict[str, str]
-    layers: tuple[LayerReport, ...]
-    calibration: dict[str, Any]
-    fidelity: dict[str, Any] | None = None
-    halftone_version: str
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of one copy of the weights as a backend holds them."""
-        return sum(layer.bytes_after for layer in self.layers)
-
-
-def sha256_of(paths: Sequence[Path]) -> str:
-    """One hex digest over the names and contents of files, in the order given.
-
-    Raises:
-        ArtifactError: a file cannot be read.
-    """
-    total = hashlib.sha256()
-    try:
-        for path in paths:
-            with path.open("rb") as file:
-                total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {error.filename}: {error.strerror}") from error
-    return total.hexdigest()
+TENSORS, FALLBACK = "denoiser.safetensors", "temporal.safetensors"
+PACKED_BITS = 4
+"""Integers of at most so many bits are stored two to a byte."""
 
 
 def save(
     folder: Path,
     module: nn.Module,
-    report: Report,
+    quantization: Quantization,
     recipe: Recipe,
     *,
     model: str,
     model_sha256: str,
     calibration: dict[str, Any],
     version: str,
+    build_seconds: float | None = None,
 ) -> Manifest:
     """Writes a quantized module as an artifact, replacing what was there. The same input gives the same bytes.
 
     Raises:
         ArtifactError: a tensor holds NaN or infinity.
     """
-    tensors = {name: _compact(tensor.detach()) for name, tensor in module.state_dict().items()}
-    _require_finite(tensors)
+    report = quantization.report
+    forms = quantization.forms
+    apart = {name: kept.form for name, kept in quantization.fallback.items()}
+    contents = {TENSORS: _stored(module, forms)}
+    if apart:
+        holder = _namespace({name: kept.layer for name, kept in quantization.fallback.items()})
+        contents[FALLBACK] = _stored(holder, {name: form for name, form in apart.items() if form is not None})
+    sizes = {file: sum(tensor.nbytes for tensor in tensors.values()) for file, tensors in contents.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(tensors, partial / TENSORS)
-        (partial / TENSORS).chmod(0o644)  # it is written readable by its owner alone
+        for file, tensors in contents.items():
+            save_file(tensors, partial / file)
+            (partial / file).chmod(0o644)  # it is written readable by its owner alone
         manifest = Manifest(
             model=model,
             profile=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,
-            weights_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+            weights_bytes=sizes[TENSORS],
+            fallback_bytes=sizes.get(FALLBACK, 0),
             float_weights_bytes=report.bytes_before,
             model_sha256=model_sha256,
-            files={TENSORS: sha256_of([partial / TENSORS])},
+            files={file: sha256_of([partial / file]) for file in sorted(contents)},
             layers=report.layers,
+            forms=dict(forms),
+            notes=report.notes,
+            temporal=quantization.plan,
+            fallback=tuple(FallbackLeaf(name=name, form=form) for name, form in apart.items()),
             calibration=calibration,
+            build_seconds=build_seconds,
             halftone_version=version,
         )
-        _write_manifest(partial, manifest)
+        write_manifest(partial, manifest)
         _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
-
-
-def set_fidelity(folder: Path, fidelity: dict[str, Any]) -> Manifest:
-    """Writes into an artifact's manifest what was measured of it.
-
-    Raises:
-        ArtifactError: there is no valid manifest.
-    """
-    manifest = read_manifest(folder).model_copy(update={"fidelity": fidelity})
-    _write_manifest(folder, manifest)
-    return manifest
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact.
-
-    Raises:
-        ArtifactError: there is none, it is no JSON, of another format version, or a field is unknown or missing.
-    """
-    path = folder / MANIFEST
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{folder} is no artifact: {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON: {error}") from error
-    if isinstance(raw, dict) and raw.get("format") != FORMAT:
-        raise ArtifactError(f"{path} has format {raw.get('format')!r}; this version reads format {FORMAT}")
-    try:
-        return Manifest.model_validate(raw)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
-        raise ArtifactError(f"{path} is no manifest: {faults}") from error
-
-
-def verify(folder: Path, manifest: Manifest, model_sha256: str | None = None) -> None:
-    """Checks every file of an artifact against its hash, and, where given, the float model it was made from.
-
-    Raises:
-        ArtifactError: a file is missing or changed, or the artifact is of another model.
-    """
-    for name, expected in manifest.files.items():
-        if sha256_of([folder / name]) != expected:
-            raise ArtifactError(f"{folder / name} is not the file that the manifest names: its SHA-256 differs")
-    if model_sha256 is not None and model_sha256 != manifest.model_sha256:
-        raise ArtifactError(
-            f"{folder} was made from other weights or another config than the model at hand "
-            f"({manifest.model_sha256[:12]}… is not {model_sha256[:12]}…): quantize it again"
-        )
 
 
 def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
@@ -179,33 +103,109 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
     Raises:
         ArtifactError: the artifact's tensors are not exactly those that the module needs.
     """
-    replace_layers(module, _empty_layers(module, manifest))
-    try:
-        stored = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / TENSORS} cannot be read: {error}") from error
-    _require_match(module.state_dict(), stored, folder)
-    wide = {name: tensor.float() if tensor.dtype is torch.float16 else tensor for name, tensor in stored.items()}
-    module.load_state_dict(wide, strict=True, assign=True)
+    forms = manifest.forms
+    if manifest.temporal is not None:
+        install(module, manifest.temporal)
+    replace_layers(module, _empty_layers(module, forms))
+    _fill(module, folder / TENSORS, forms)
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if unfilled:
         raise ArtifactError(f"{folder} leaves these without values: {', '.join(sorted(unfilled)[:5])}")
+    bind(module, MomentHolder())
     return module.eval().requires_grad_(False)
 
 
-def _empty_layers(module: nn.Module, manifest: Manifest) -> dict[str, QuantizedLayer]:
-    recipe, modules = Recipe.model_validate(manifest.recipe), dict(module.named_modules())
-    empty: dict[str, QuantizedLayer] = {}
-    for name in (layer.name for layer in manifest.layers if layer.scheme is not None):
-        scheme = recipe.decide(name).scheme
+def load_fallback(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
+    """Gives a float module without weights those of its temporal layers that are stored apart; the rest stays empty.
+
+    Raises:
+        ArtifactError: there are none, or they do not fit the module.
+    """
+    if FALLBACK not in manifest.files:
+        raise ArtifactError(f"{folder} keeps no temporal layers for timesteps that its tables lack")
+    forms = {leaf.name: leaf.form for leaf in manifest.fallback if leaf.form is not None}
+    replace_layers(module, _empty_layers(module, forms))
+    wanted = _namespace({leaf.name: module.get_submodule(leaf.name) for leaf in manifest.fallback})
+    _fill(wanted, folder / FALLBACK, forms)
+    return module.eval().requires_grad_(False)
+
+
+def _namespace(modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A module that has each of those at its dotted name and nothing else."""
+    root = nn.Module()
+    for name, module in modules.items():
+        *parents, leaf = name.split(".")
+        place = root
+        for parent in parents:
+            if not hasattr(place, parent):
+                place.add_module(parent, nn.Module())
+            place = place.get_submodule(parent)
+        place.add_module(leaf, module)
+    return root
+
+
+def _empty_layers(module: nn.Module, forms: Mapping[str, LayerForm]) -> dict[str, nn.Module]:
+    modules, empty = dict(module.named_modules()), {}
+    for name, form in forms.items():
         old = as_float_layer(modules[name]) if name in modules else None
-        if old is None or scheme is None:
-            raise ArtifactError(f"the artifact quantizes {name}, which the model, or the recipe, does not")
-        empty[name] = empty_like(old, scheme.activations.bits)
+        if old is None:
+            raise ArtifactError(f"the artifact quantizes {name}, which the model does not have as a layer")
+        empty[name] = _empty_layer(old, form)
     return empty
 
 
-def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], folder: Path) -> None:
+def _empty_layer(old: nn.Linear | nn.Conv2d, form: LayerForm) -> nn.Module:
+    if form.kind == "stepwise":
+        return StepwiseLinear(tuple(old.weight.shape), old.bias is not None, form.input_bits or 8, form.slots, "meta")
+    try:
+        return empty_like(old, InputGrid(form.input_bits, form.slots), sizes=form.sizes)
+    except ValueError as error:
+        raise ArtifactError(f"the artifact does not fit the model: {error}") from error
+
+
+def _packed(module: nn.Module, forms: Mapping[str, LayerForm]) -> set[str]:
+    """Names of the integer tensors that are stored two to a byte."""
+    layers = {name: layer for name, layer in quantized_layers(module)}
+    owners = {name: next((form for of, form in forms.items() if name == of or name.startswith(f"{of}.parts.")), None)
+              for name in layers}
+    return {f"{name}.integers" for name, form in owners.items() if form and form.weight_bits <= PACKED_BITS}
+
+
+def _stored(module: nn.Module, forms: Mapping[str, LayerForm]) -> dict[str, Tensor]:
+    """A module's tensors as they lie in a file."""
+    packed = _packed(module, forms)
+    tensors = {
+        name: pack4(tensor) if name in packed else _compact(tensor.detach())
+        for name, tensor in module.state_dict().items()
+    }
+    _require_finite(tensors)
+    return tensors
+
+
+def _fill(module: nn.Module, file: Path, forms: Mapping[str, LayerForm]) -> None:
+    """Reads a file's tensors into a module of empty ones, strictly."""
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}") from error
+    wanted = module.state_dict()
+    for name in _packed(module, forms) & stored.keys():
+        stored[name] = _unpacked(name, stored[name], wanted[name], file)
+    _require_match(wanted, stored, file)
+    wide = {
+        name: tensor.float() if tensor.dtype is torch.float16 and wanted[name].dtype is torch.float32 else tensor
+        for name, tensor in stored.items()
+    }
+    module.load_state_dict(wide, strict=True, assign=True)
+
+
+def _unpacked(name: str, packed: Tensor, wanted: Tensor, file: Path) -> Tensor:
+    if packed.dtype is not torch.uint8 or packed.numel() != -(-wanted.numel() // 2):
+        raise ArtifactError(f"{file} does not fit the model: {name} does not hold {wanted.numel()} integers of 4 bits")
+    return unpack4(packed, tuple(wanted.shape))
+
+
+def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], file: Path) -> None:
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
     faults += [f"{name} is not of this model" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
@@ -215,7 +215,7 @@ def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], folder:
             faults.append(f"{name} is {found.dtype} {list(found.shape)}, not {expected.dtype} {list(expected.shape)}")
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ArtifactError(f"{folder / TENSORS} does not fit the model: {'; '.join(faults[:8])}{more}")
+        raise ArtifactError(f"{file} does not fit the model: {'; '.join(faults[:8])}{more}")
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -231,13 +231,6 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
     ]
     if broken:
         raise ArtifactError(f"nothing was saved: NaN or infinity in {', '.join(broken[:5])}")
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    partial = folder / f".{MANIFEST}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / MANIFEST)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Runs a model under observation and keeps what quantization needs of every layer. Never sees a dataset or a pipeline.
 
-The caller passes `run(module)`, which feeds the module whatever is typical; hooks live only while it runs.
+The caller passes `run(answer)`, which has `answer` reply to every call of a typical run; hooks live only while it runs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from quant.backends.call import Call, call_module
 from quant.errors import CalibrationError
-from quant.layers import FloatLayer, first_tensor, quantizable_layers
+from quant.layers import FloatLayer, quantizable_layers
 from quant.observe import Histogram
+from quant.samples import Reservoir, Samples, own_copy
+from quant.samples import SampleWish as SampleWish  # whoever calibrates says its wish
 
 MAX_CALLS = 16
 """Rows of whole calls that are kept for judging layers together."""
+BINS_OF_EACH = 512
+"""Bins of the histograms of one slot and branch: there are many of them."""
+
+Answer = Callable[[Call], Tensor]
+"""What a run asks: a call of B rows to the model's output [B, ...]."""
+Cell = tuple[int, int]
+"""Slot and branch."""
 
 
 @dataclass(slots=True)
@@ -28,22 +40,28 @@ class LayerStatistics:
     Attributes:
         inputs: histogram of every number of its input.
         macs: multiply-adds of all calls together.
+        each: the same by slot and branch, where that was asked for and rows lead the input.
+        parts: the same for each part of a layer that is split along its input channels; else empty.
+        rows_lead: the input's first dimension always was the call's rows: only then may a scale follow time.
     """
 
     inputs: Histogram = field(default_factory=Histogram)
     macs: int = 0
+    each: dict[Cell, Histogram] = field(default_factory=dict)
+    parts: list[LayerStatistics] = field(default_factory=list)
+    rows_lead: bool = True
 
+    def count(self, values: Tensor, cell: Cell | None) -> None:
+        """Counts the numbers of rows that stand in one cell, or of all rows.
 
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """The arguments of one call of the whole module, cut down to one of its rows."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-    def repeat(self, module: nn.Module) -> Any:
-        """What the module answers to it; gradients may be taken."""
-        return module(*_own(self.arguments), **_own(self.keywords))
+        Raises:
+            CalibrationError: a number is NaN or infinite.
+        """
+        fresh = Histogram()
+        fresh.add(values)
+        self.inputs.merge(fresh)
+        if cell is not None:
+            self.each.setdefault(cell, Histogram(bins=BINS_OF_EACH)).merge(fresh)
 
 
 @dataclass(slots=True)
@@ -53,90 +71,169 @@ class Statistics:
     Attributes:
         layers: dotted name of each linear and convolution to its statistics; those that never ran are there, empty.
         rows: how many rows the module was called with in all.
+        schedule: distinct values of the timestep in order of first appearance, as the module receives them; slot i
+            stands for the i-th. Empty where no argument is a timestep.
         calls: up to MAX_CALLS single rows, evenly spread over all calls.
+        samples: rows to reconstruct on; None where none were wished for.
+        splits: layers that were observed in parts, and the parts' input channels.
     """
 
     layers: dict[str, LayerStatistics]
     rows: int = 0
-    calls: list[ModuleCall] = field(default_factory=list)
+    schedule: tuple[float, ...] = ()
+    calls: list[Call] = field(default_factory=list)
+    samples: Samples | None = None
+    splits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def calibrate(module: nn.Module, run: Callable[[nn.Module], object]) -> Statistics:
-    """Statistics of all linears and convolutions of `module` while `run(module)` calls it.
+def slots_of(call: Call, slots: Mapping[float, int]) -> Tensor:
+    """[B] int64: the slot of each row, by its largest timestep; all 0 where no argument is a timestep.
 
     Raises:
-        CalibrationError: the module was never called, or a layer was fed NaN or infinity.
+        KeyError: a timestep has no slot.
     """
-    names = quantizable_layers(module)
-    statistics = Statistics({name: LayerStatistics() for name in names})
-    with _observed(module, names, statistics):
-        run(module)
+    times = call.timestep
+    if times is None:
+        return torch.zeros(call.count, dtype=torch.int64)
+    latest = times.float().flatten(1).amax(1) if times.ndim > 1 else times.float()
+    return torch.tensor([slots[time] for time in latest.tolist()], dtype=torch.int64)
+
+
+def calibrate(
+    module: nn.Module,
+    run: Callable[[Answer], object],
+    *,
+    splits: Mapping[str, tuple[int, ...]] | None = None,
+    by_time: bool = False,
+    samples: SampleWish | None = None,
+    seed: int = 0,
+) -> Statistics:
+    """Statistics of all linears and convolutions of `module` over the calls that `run(answer)` has answered.
+
+    Args:
+        module: the float model.
+        run: has every call of a typical run answered; the rows' clocks must be set.
+        splits: layers to observe in parts, and how many input channels each part has.
+        by_time: whether to count by slot and branch too.
+        samples: which rows to keep for reconstruction.
+        seed: of the choice of those rows.
+
+    Raises:
+        CalibrationError: the module was never called, a layer was fed NaN or infinity, or a split names no such layer.
+    """
+    layers = quantizable_layers(module)
+    splits = dict(splits or {})
+    _check_splits(layers, splits)
+    statistics = Statistics({name: LayerStatistics() for name in layers}, splits=splits)
+    for name, sizes in splits.items():
+        statistics.layers[name].parts = [LayerStatistics() for _ in sizes]
+    observer = _Observer(module, statistics, by_time, Reservoir(samples, seed) if samples else None)
+    with observer.watching(layers):
+        run(observer.answer)
     if statistics.rows == 0:
         raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
-    return statistics
+    return observer.finished()
 
 
-@contextmanager
-def _observed(module: nn.Module, layers: Mapping[str, FloatLayer], statistics: Statistics) -> Iterator[None]:
-    handles = [module.register_forward_hook(_count_rows(statistics), with_kwargs=True)]
-    try:
-        for name, layer in layers.items():
-            fan_in = math.prod(layer.weight.shape[1:])
-            handles.append(layer.register_forward_hook(_observe(name, fan_in, statistics.layers[name])))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _check_splits(layers: Mapping[str, FloatLayer], splits: Mapping[str, tuple[int, ...]]) -> None:
+    for name, sizes in splits.items():
+        if name not in layers or sum(sizes) != layers[name].weight.shape[1]:
+            raise CalibrationError(f"no layer {name!r} has {sum(sizes)} input channels to be split into {sizes}")
 
 
-def _observe(name: str, fan_in: int, seen: LayerStatistics) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        try:
-            seen.inputs.add(arguments[0])
-        except CalibrationError as error:
-            raise CalibrationError(f"layer {name}: {error}") from error
-        seen.macs += output.numel() * fan_in
+class _Observer:
+    """Answers calls by the module and counts what its layers are fed meanwhile."""
 
-    return hook
+    def __init__(self, module: nn.Module, statistics: Statistics, by_time: bool, reservoir: Reservoir | None) -> None:
+        self._module, self._statistics = module, statistics
+        self._by_time, self._reservoir = by_time, reservoir
+        self._slots: dict[float, int] = {}
+        self._calls, self._stride, self._rows = 0, 1, 0
+        self._groups: list[tuple[Cell | None, slice | Tensor]] = []
 
+    def answer(self, call: Call) -> Tensor:
+        """The module's output [B, ...]."""
+        slots = self._slots_of(call)
+        self._rows, self._groups = call.count, _groups(slots, call.clock.branch) if self._by_time else []
+        with torch.no_grad():
+            output = call_module(self._module, call)
+        self._statistics.rows += call.count
+        self._keep(call)
+        if self._reservoir is not None:
+            self._reservoir.add(call, slots)
+        return output
 
-def _count_rows(
-    statistics: Statistics,
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-    seen, stride = 0, 1
+    def finished(self) -> Statistics:
+        """All that was seen."""
+        self._statistics.schedule = tuple(self._slots)
+        if self._reservoir is not None:
+            self._statistics.samples = self._reservoir.samples()
+        return self._statistics
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        nonlocal seen, stride
-        rows = int(first_tensor(output).shape[0])
-        statistics.rows += rows
-        if seen % stride == 0:
+    def _slots_of(self, call: Call) -> Tensor:
+        if call.timestep is not None:
+            values = call.timestep.detach().cpu().float().flatten().numpy()
+            distinct, first = np.unique(values, return_index=True)
+            for value in distinct[np.argsort(first)].tolist():
+                self._slots.setdefault(value, len(self._slots))
+        return slots_of(call, self._slots)
+
+    def _keep(self, call: Call) -> None:
+        calls = self._statistics.calls
+        if self._calls % self._stride == 0:
             # a row of the first or second half, where many pipelines put one branch of guidance each; the parity of
             # set bits stays balanced when every second call is dropped below
-            row = rows // 2 if seen.bit_count() % 2 else 0
-            statistics.calls.append(ModuleCall(_row(arguments, rows, row), _row(keywords, rows, row)))
-            if len(statistics.calls) > MAX_CALLS:
-                statistics.calls = statistics.calls[::2]
-                stride *= 2
-        seen += 1
+            row = call.count // 2 if self._calls.bit_count() % 2 else 0
+            calls.append(own_copy(call.take(torch.tensor([row]))))
+            if len(calls) > MAX_CALLS:
+                del calls[1::2]
+                self._stride *= 2
+        self._calls += 1
 
-    return hook
+    @contextmanager
+    def watching(self, layers: Mapping[str, FloatLayer]) -> Iterator[None]:
+        """Within it every layer is observed."""
+        handles = []
+        try:
+            for name, layer in layers.items():
+                handles.append(layer.register_forward_hook(self._hook(name, layer), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str, layer: FloatLayer) -> Callable[..., None]:
+        seen, fan_in = self._statistics.layers[name], math.prod(layer.weight.shape[1:])
+        sizes, dim = self._statistics.splits.get(name, ()), -1 if isinstance(layer, nn.Linear) else 1
+
+        def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            (x,) = (*arguments, *keywords.values())
+            try:
+                self._count(seen, x)
+                pieces = torch.split(x, list(sizes), dim=dim) if sizes else ()
+                for part, piece in zip(seen.parts, pieces, strict=True):
+                    self._count(part, piece)
+            except CalibrationError as error:
+                raise CalibrationError(f"layer {name}: {error}") from error
+            seen.macs += output.numel() * fan_in
+
+        return hook
+
+    def _count(self, seen: LayerStatistics, x: Tensor) -> None:
+        seen.rows_lead = seen.rows_lead and x.shape[0] == self._rows
+        if not (seen.rows_lead and self._groups):
+            seen.count(x, None)
+            return
+        for cell, rows in self._groups:
+            seen.count(x[rows], cell)
 
 
-def _row(value: Any, rows: int, row: int) -> Any:
-    """Arguments with every tensor of `rows` rows cut down to one of them, copied, however they are nested."""
-    if isinstance(value, Tensor):
-        return value[row : row + 1].clone() if value.ndim > 0 and value.shape[0] == rows else value.clone()
-    return _rebuilt(value, lambda part: _row(part, rows, row))
-
-
-def _own(value: Any) -> Any:
-    """Arguments with every tensor as one that autograd may use, wherever it was made."""
-    return value.clone() if isinstance(value, Tensor) else _rebuilt(value, _own)
-
-
-def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {name: change(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(change(part) for part in value)
-    return value
+def _groups(slots: Tensor, branches: Tensor) -> list[tuple[Cell | None, slice | Tensor]]:
+    """Each cell that rows stand in, and which rows do: a slice where they lie side by side, as they mostly do."""
+    rows: dict[Cell, list[int]] = {}
+    for row, cell in enumerate(zip(slots.tolist(), branches.tolist(), strict=True)):
+        rows.setdefault(cell, []).append(row)
+    return [
+        (cell, slice(own[0], own[-1] + 1) if own[-1] - own[0] + 1 == len(own) else torch.tensor(own))
+        for cell, own in rows.items()
+    ]

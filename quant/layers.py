@@ -94,23 +94,19 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""
-        if self.input_scale is None or self.input_zero_point is None or not self.rounds_input:
+        scale, zero_point = self.input_scale, self.input_zero_point
+        if scale is None or zero_point is None or not self.rounds_input:
             return self.operate(x, self.weight, self.bias)
         if not self.follows_time:
-            return self.operate(self.rounded(x), self.weight, self.bias)
-        scale = self.input_scale[self.holder.now.key]
-        x = torch.fake_quantize_per_tensor_affine(
-            x * along_rows(1.0 / scale, x), 1.0, self.input_zero_point, 0, self.activation_high
-        )
-        output = self.operate(x, self.weight, None)
-        output = output * along_rows(scale, output)
+            return self.operate(self._rounded(x, scale, zero_point), self.weight, self.bias)
+        now = scale[self.holder.now.key]
+        rounded = self._rounded(x * along_rows(1.0 / now, x), scale.new_ones(()), zero_point)
+        output = self.operate(rounded, self.weight, None)
+        output = output * along_rows(now, output)
         return output if self.bias is None else output + self.along_outputs(self.bias)
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """The input at the points of its one grid, float32."""
-        return torch.fake_quantize_per_tensor_affine(
-            x, self.input_scale, self.input_zero_point, 0, self.activation_high
-        )
+    def _rounded(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, self.activation_high)
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The float operation; gradients may be taken of all three."""
@@ -272,6 +268,8 @@ def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 def first_tensor(output: Any) -> Tensor:
     """The tensor in what a model's forward returned: itself, the first of a tuple, or the first field of a dataclass.
 
+    A list of the rows there is stacked.
+
     Raises:
         TypeError: there is none.
     """
@@ -279,6 +277,8 @@ def first_tensor(output: Any) -> Tensor:
         output = tuple(output.values())
     if isinstance(output, tuple | list) and output:
         output = output[0]
+    if isinstance(output, list) and output and all(isinstance(row, Tensor) for row in output):
+        output = torch.stack(output)
     if not isinstance(output, Tensor):
         raise TypeError(f"a model must return a tensor first, not {type(output).__name__}")
     return output

@@ -19,6 +19,8 @@ from quant.errors import CalibrationError
 from quant.grid import Affine, affine_over
 
 BINS = 2048
+_CACHED = 1 << 18
+"""Numbers that are counted at a time: few enough to stay in a core's cache."""
 _FINEST = 20
 """A bin is never narrower than the largest magnitude times two to the minus this."""
 _FLOOR = -120
@@ -43,7 +45,8 @@ class Histogram:
         low, high: smallest and largest number seen; infinities while nothing was.
         exponent: bins are 2**exponent wide.
         start: bin i spans [(start + i) * width, (start + i + 1) * width).
-        counts: [at most BINS] int64.
+        counts: [at most bins] int64.
+        bins: the most bins that it may have.
     """
 
     low: float = math.inf
@@ -51,6 +54,7 @@ class Histogram:
     exponent: int = 0
     start: int = 0
     counts: Counts = field(default_factory=_empty)
+    bins: int = BINS
 
     def add(self, values: Tensor) -> None:
         """Counts every number of a tensor of any shape.
@@ -65,14 +69,28 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError("the input holds NaN or infinity")
         self._widen(low, high)
-        # exact in float32: the factor is a power of two, and bins are at most 2**_FINEST from zero
-        indices = torch.floor(flat * 2.0**-self.exponent).to(torch.int32) - self.start
-        self.counts += torch.bincount(indices, minlength=len(self.counts)).numpy()
+        counts = torch.from_numpy(self.counts)
+        for part in torch.split(flat, _CACHED):
+            # exact in float32: the factor is a power of two, and bins are at most 2**_FINEST from zero
+            places = (part * 2.0**-self.exponent).floor_().sub_(self.start).to(torch.int32)
+            counts += torch.bincount(places, minlength=len(counts))
 
-    def _widen(self, low: float, high: float) -> None:
+    def merge(self, other: Histogram) -> None:
+        """Counts everything that another histogram counted: exactly as if its numbers had come here, unless the other
+        has fewer bins; then this one's get as wide as those.
+        """
+        if len(other.counts) == 0:
+            return
+        self._widen(other.low, other.high, other.exponent)
+        places = ((other.start + np.arange(len(other.counts))) >> (self.exponent - other.exponent)) - self.start
+        np.add.at(self.counts, places, other.counts)
+
+    def _widen(self, low: float, high: float, least: int = _FLOOR) -> None:
         seen = len(self.counts) > 0
+        if seen and self.low <= low and high <= self.high and least <= self.exponent:
+            return
         low, high = min(self.low, low), max(self.high, high)
-        exponent = _exponent(low, high)
+        exponent = max(_exponent(low, high, self.bins), least, self.exponent if seen else _FLOOR)
         start, stop = _bin(low, exponent), _bin(high, exponent) + 1
         counts = np.zeros(stop - start, dtype=np.int64)
         if seen:
@@ -101,11 +119,11 @@ def _bin(value: float, exponent: int) -> int:
     return math.floor(value * 2.0**-exponent)
 
 
-def _exponent(low: float, high: float) -> int:
-    """The smallest exponent whose bins cover [low, high] by at most BINS, no finer than _FINEST allows."""
+def _exponent(low: float, high: float, bins: int) -> int:
+    """The smallest exponent whose bins cover [low, high] by at most `bins`, no finer than _FINEST allows."""
     largest = max(abs(low), abs(high))
     exponent = max(math.frexp(largest)[1] - _FINEST, _FLOOR) if largest > 0 else _FLOOR
-    while _bin(high, exponent) - _bin(low, exponent) + 1 > BINS:
+    while _bin(high, exponent) - _bin(low, exponent) + 1 > bins:
         exponent += 1
     return exponent
 
@@ -131,14 +149,15 @@ def best_grid(
     """
     try:
         if search == "percentile":
-            return affine_over(*_percentiles(histogram, percentile), bits)
+            return affine_over(*percentile_ends(histogram, percentile), bits)
         grid = affine_over(histogram.low, histogram.high, bits)
     except ValueError as error:
         raise CalibrationError(f"no range to quantize: {error}") from error
     return grid if search == "minmax" else _least_error(histogram, bits, power)
 
 
-def _percentiles(histogram: Histogram, percentile: float) -> tuple[float, float]:
+def percentile_ends(histogram: Histogram, percentile: float) -> tuple[float, float]:
+    """The range that leaves out (100 - percentile)% of the counted numbers at either end, to a bin's width."""
     shares = np.cumsum(histogram.counts) / max(1, histogram.total)
     tail = (100.0 - percentile) / 100.0
     first, last = int(np.searchsorted(shares, tail)), int(np.searchsorted(shares, 1.0 - tail))

@@ -1,28 +1,127 @@
-"""Turns a float module into one of quantized layers, in place, and reports on every layer. Must not know any model.
+"""Turns a float module into a quantized one, in place, and reports on every layer. Must not know any model.
 
-Round to nearest with searched ranges: each weight channel and each input gets the grid of least squared error. Then,
-where the recipe leaves room for it, the layers whose rounding moves the model's output most go back to float.
+In order: every layer that the recipe quantizes is rounded to nearest, with grids for its input; weights are
+reconstructed where the recipe asks (AdaRound); layers that turn the timestep into features get what the recipe maintains
+them by; and, where the recipe leaves room for it, layers whose rounding moves the model's output most go back to float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from quant.calibrate import LayerStatistics, Statistics
+from quant.backends.call import Call
+from quant.backends.moment import needs_moment
+from quant.calibrate import SampleWish, Statistics, calibrate
+from quant.clock import MomentHolder
 from quant.errors import CalibrationError, QuantError
-from quant.grid import Affine, from_integers, to_integers, weight_scales
-from quant.layers import FloatLayer, QuantizedLayer, empty_like, layer_kind, quantizable_layers, replace_layers
-from quant.observe import best_grid, rounding_error
-from quant.recipe import Activations, Recipe, Scheme, Sensitive
-from quant.report import LayerReport, Report
+from quant.layers import (
+    FloatLayer,
+    Quantized,
+    QuantizedLayer,
+    SplitLayer,
+    bind,
+    layer_kind,
+    quantizable_layers,
+    replace_layers,
+)
+from quant.nearest import form_of, predicted_error, round_layer
+from quant.recipe import Recipe, Sensitive
+from quant.reconstruct import reconstruct
+from quant.report import LayerForm, LayerReport, Report
 from quant.sensitivity import output_errors, worth_keeping
+from quant.splits import find_splits
+from quant.stages import Stages
+from quant.temporal.discover import TemporalLeaf, UnknownStructure, discover
+from quant.temporal.features import TemporalPlan
+from quant.temporal.maintain import Kept, Maintained, maintain, temporal_reports
+
+Progress = Callable[[str, int, int], None]
 
 
-def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Report:
+@dataclass(frozen=True)
+class Quantization:
+    """What quantizing a module gave, beside the module itself.
+
+    Attributes:
+        report: every layer.
+        forms: of every layer with integers, by its name in the quantized module.
+        plan: what holds of time; None where nothing in the module follows it.
+        fallback: temporal leaves by name that are stored apart, for timesteps that no table knows.
+    """
+
+    report: Report
+    forms: Mapping[str, LayerForm] = field(default_factory=dict)
+    plan: TemporalPlan | None = None
+    fallback: Mapping[str, Kept] = field(default_factory=dict)
+
+
+@dataclass
+class Work:
+    """How the work is done: resumable stages, a seed, someone to tell; and how many seconds it took."""
+
+    stages: Stages
+    seed: int = 0
+    progress: Progress = lambda what, done, total: None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What becomes of a layer: its quantized form, or the reason why it stays float."""
+
+    layer: Quantized | None = None
+    form: LayerForm | None = None
+    because: str = ""
+    effect: float | None = None
+
+
+class _Enough(Exception):
+    """The first call was seen."""
+
+
+def calibrate_for(
+    module: nn.Module, run: Callable[[Callable[[Call], Tensor]], object], recipe: Recipe, *, seed: int = 0
+) -> Statistics:
+    """What `quantize_` needs to know by this recipe: `calibrate` with what the recipe asks for.
+
+    Raises:
+        CalibrationError: the module was never called, or a layer was fed NaN or infinity.
+    """
+    splits = find_splits(module, first_call(run)) if recipe.split_skips else None
+    wish = None
+    if recipe.rounding.method == "adaround":
+        wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
+    timed = "each" in (recipe.activations.steps, recipe.activations.branches)
+    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, seed=seed)
+
+
+def first_call(run: Callable[[Callable[[Call], Tensor]], object]) -> Call:
+    """The first call that a run makes, which is stopped there.
+
+    Raises:
+        CalibrationError: it makes none.
+    """
+    seen: list[Call] = []
+
+    def answer(call: Call) -> Tensor:
+        seen.append(call.take(torch.tensor([0])))
+        raise _Enough
+
+    with suppress(_Enough):
+        run(answer)
+    if not seen:
+        raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
+    return seen[0]
+
+
+def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: Work | None = None) -> Quantization:
     """Replaces, in place, every layer that the recipe quantizes; float weights of those are let go.
 
     Nothing is replaced unless every layer could be.
@@ -30,51 +129,99 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics) -> Repo
     Raises:
         QuantError: a weight holds NaN or infinity, or the statistics are of another module.
     """
+    started, work = time.monotonic(), work or Work(Stages(None, ""))
     layers = quantizable_layers(module)
     if layers.keys() != statistics.layers.keys():
         strange = sorted(layers.keys() ^ statistics.layers.keys())
         raise QuantError(f"the statistics are of another module; they differ in {', '.join(strange[:5])}")
-    outcomes = {name: _quantize_layer(name, layer, recipe, statistics.layers[name]) for name, layer in layers.items()}
-    effects = _keep_sensitive(module, layers, outcomes, recipe.sensitive, statistics)
-    reports = [
-        _report(name, layers[name], outcomes[name], recipe, statistics, effects.get(name))
-        if name in layers
-        else _without_form(name, owner, tensors)
-        for name, owner, tensors in owners_of_weights(module)
-    ]
-    replace_layers(module, _quantized(outcomes))
-    return Report(layers=tuple(reports))
+    leaves, notes = temporal_leaves(module, recipe, statistics)
+    names = {leaf.name for leaf in leaves}
+    fates = {name: _first_fate(name, layer, recipe, statistics, names) for name, layer in layers.items()}
+    _reconstruct(module, fates, recipe, statistics, work)
+    maintained = maintain(module, leaves, recipe.temporal, statistics, seed=work.seed, progress=work.progress)
+    _keep_sensitive(module, layers, fates, recipe.sensitive, statistics)
+    reports = _reports(module, layers, fates, recipe, statistics, maintained)
+    forms = {name: fate.form for name, fate in fates.items() if fate.form is not None} | dict(maintained.forms)
+    replace_layers(module, {**_quantized(fates), **maintained.replacements})
+    bind(module, MomentHolder())
+    plan = maintained.plan if needs_moment(module) else None
+    work.seconds = time.monotonic() - started + work.stages.resumed_seconds
+    return Quantization(Report(layers=reports, notes=notes + maintained.notes), forms, plan, maintained.fallback)
 
 
-Outcome = QuantizedLayer | str
-"""What becomes of a layer: its quantized form, or the reason why it stays float."""
+def temporal_leaves(
+    module: nn.Module, recipe: Recipe, statistics: Statistics
+) -> tuple[tuple[TemporalLeaf, ...], tuple[str, ...]]:
+    """The temporal leaves that the recipe treats apart, and what to note; none where it treats them as all others."""
+    if recipe.temporal.maintenance == "none" and recipe.scope == "all":
+        return (), ()
+    try:
+        return discover(module, statistics.calls[0]), ()
+    except UnknownStructure as error:
+        return (), (f"temporal layers are treated as all others: {error}",)
 
 
-def _quantized(outcomes: Mapping[str, Outcome]) -> dict[str, QuantizedLayer]:
-    return {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, QuantizedLayer)}
+def _first_fate(
+    name: str, layer: FloatLayer, recipe: Recipe, statistics: Statistics, temporal: set[str]
+) -> _Fate:
+    decision, seen = recipe.decide(name), statistics.layers[name]
+    if name in temporal and recipe.temporal.maintenance != "none":
+        return _Fate(because="temporal: left float by the recipe")
+    if name not in temporal and recipe.scope == "temporal":
+        return _Fate(because="the recipe's scope is temporal layers")
+    if decision.scheme is None:
+        return _Fate(because=decision.because)
+    if seen.inputs.total == 0:
+        return _Fate(because="it never ran while calibrating")
+    if seen.inputs.low == seen.inputs.high == 0.0:
+        return _Fate(because="its input was always zero while calibrating")
+    form = form_of(decision.scheme, seen, len(statistics.schedule), statistics.splits.get(name, ()))
+    return _Fate(round_layer(name, layer, decision.scheme, form, seen), form)
+
+
+def _quantized(fates: Mapping[str, _Fate]) -> dict[str, Quantized]:
+    return {name: fate.layer for name, fate in fates.items() if fate.layer is not None}
+
+
+def _reconstruct(
+    module: nn.Module, fates: Mapping[str, _Fate], recipe: Recipe, statistics: Statistics, work: Work
+) -> None:
+    """Has AdaRound choose the integers, where the recipe says so; what follows time does so already."""
+    if recipe.rounding.method == "adaround":
+        reconstruct(
+            module,
+            _quantized(fates),
+            statistics.samples,
+            recipe.rounding,
+            seed=work.seed,
+            progress=work.progress,
+            stages=work.stages,
+        )
 
 
 def _keep_sensitive(
     module: nn.Module,
     layers: Mapping[str, FloatLayer],
-    outcomes: dict[str, Outcome],
+    fates: dict[str, _Fate],
     room: Sensitive,
     statistics: Statistics,
-) -> dict[str, float]:
-    """Turns the outcome of layers that are worth it into a reason; each layer's squared effect on the output."""
+) -> None:
+    """Turns the fate of layers that are worth it into a reason, and notes each layer's squared effect on the output."""
     if room.macs == 0 or room.bytes == 0:
-        return {}
-    effects = output_errors(module, _quantized(outcomes), statistics.calls)
+        return
+    effects = output_errors(module, _quantized(fates), statistics)
     macs = sum(seen.macs for seen in statistics.layers.values())
     size = float_bytes(module.state_dict().values())
     costs = {
         name: (statistics.layers[name].macs / macs, float_bytes(layers[name].parameters()) / size) for name in effects
     }
     total = sum(effects.values())
-    for name in worth_keeping(effects, costs, (room.macs, room.bytes), room.least):
-        part, cost = 100 * effects[name] / total, 100 * costs[name][0]
-        outcomes[name] = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
-    return effects
+    kept = set(worth_keeping(effects, costs, (room.macs, room.bytes), room.least))
+    for name, effect in effects.items():
+        part, cost = 100 * effect / total if total else 0.0, 100 * costs[name][0]
+        because = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
+        old = fates[name]
+        fates[name] = _Fate(because=because, effect=effect) if name in kept else _Fate(old.layer, old.form, "", effect)
 
 
 def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
@@ -87,41 +234,25 @@ def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[
             yield name, owner, owned[name]
 
 
-def _quantize_layer(name: str, layer: FloatLayer, recipe: Recipe, seen: LayerStatistics) -> Outcome:
-    decision = recipe.decide(name)
-    if decision.scheme is None:
-        return decision.because
-    if seen.inputs.total == 0:
-        return "it never ran while calibrating"
-    if seen.inputs.low == seen.inputs.high == 0.0:
-        return "its input was always zero while calibrating"
-    try:
-        return _round_to_nearest(layer, decision.scheme, seen)
-    except (ValueError, CalibrationError) as error:
-        raise QuantError(f"layer {name}: {error}") from error
+def _reports(
+    module: nn.Module,
+    layers: Mapping[str, FloatLayer],
+    fates: Mapping[str, _Fate],
+    recipe: Recipe,
+    statistics: Statistics,
+    maintained: Maintained,
+) -> tuple[LayerReport, ...]:
+    """What became of every module that owns weights, in order. Called while the module is still float."""
+    temporal = temporal_reports(maintained)
+    reports = []
+    for name, owner, tensors in owners_of_weights(module):
+        told = _report(name, layers[name], fates[name], recipe, statistics) if name in layers else None
+        told = told or _without_form(name, owner, tensors)
+        reports.append(told.model_copy(update=temporal.get(name, {})))
+    return tuple(reports)
 
 
-def _round_to_nearest(layer: FloatLayer, scheme: Scheme, seen: LayerStatistics) -> QuantizedLayer:
-    bits = scheme.weights.bits
-    scales = weight_scales(layer.weight, bits, scheme.weights.range)
-    quantized = empty_like(layer, scheme.activations.bits)
-    quantized.set_values(to_integers(layer.weight, scales, bits), scales, layer.bias, _grid(scheme.activations, seen))
-    return quantized.eval()
-
-
-def _grid(activations: Activations, seen: LayerStatistics) -> Affine:
-    return best_grid(
-        seen.inputs,
-        activations.bits,
-        activations.range,
-        power=activations.power,
-        percentile=activations.percentile,
-    )
-
-
-def _report(
-    name: str, layer: FloatLayer, outcome: Outcome, recipe: Recipe, statistics: Statistics, effect: float | None
-) -> LayerReport:
+def _report(name: str, layer: FloatLayer, fate: _Fate, recipe: Recipe, statistics: Statistics) -> LayerReport:
     before, seen = float_bytes(layer.parameters(recurse=False)), statistics.layers[name]
     told = LayerReport(
         name=name,
@@ -129,16 +260,16 @@ def _report(
         bytes_before=before,
         bytes_after=before,
         macs=seen.macs // statistics.rows,
-        output_error=None if effect is None else math.sqrt(effect),
+        output_error=None if fate.effect is None else math.sqrt(fate.effect),
     )
     scheme = recipe.decide(name).scheme
-    if isinstance(outcome, str) or scheme is None:
-        return told.model_copy(update={"kept_float_because": outcome})
+    if fate.layer is None or scheme is None:
+        return told.model_copy(update={"kept_float_because": fate.because})
     return told.model_copy(
         update={
             "scheme": scheme.text,
-            "bytes_after": sum(buffer.nbytes for buffer in outcome.buffers()),
-            "error": _predicted_error(layer, outcome, seen),
+            "bytes_after": buffer_bytes(fate.layer),
+            "error": predicted_error(layer, fate.layer, seen),
         }
     )
 
@@ -151,20 +282,11 @@ def _without_form(name: str, owner: nn.Module, tensors: list[Tensor]) -> LayerRe
     )
 
 
+def buffer_bytes(layer: nn.Module) -> int:
+    """Bytes of a layer's buffers as they lie in memory."""
+    return sum(buffer.nbytes for buffer in layer.buffers())
+
+
 def float_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors stored in float32."""
     return sum(4 * tensor.numel() for tensor in tensors)
-
-
-def _predicted_error(layer: FloatLayer, quantized: QuantizedLayer, seen: LayerStatistics) -> float:
-    """Relative error of the output if rounding errors of weights and inputs were independent of both."""
-    weight = layer.weight
-    grid = Affine(float(quantized.input_scale), int(quantized.input_zero_point), _bits(quantized))
-    of_input = rounding_error(seen.inputs, grid) / max(seen.inputs.power, 1e-30)
-    difference = from_integers(quantized.integers, quantized.scales) - weight
-    of_weight = float(difference.square().sum() / torch.clamp(weight.square().sum(), min=1e-30))
-    return math.sqrt(of_input + of_weight)
-
-
-def _bits(layer: QuantizedLayer) -> int:
-    return (layer.activation_high + 1).bit_length() - 1

@@ -1,10 +1,24 @@
-"""What quantizing did to every layer: its scheme, bytes and error, or why it stayed float. Plain data, no tensors."""
+"""What quantizing did to every layer: its form, bytes and error, or why it stayed float. Plain data, no tensors."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerForm(BaseModel):
+    """What has to be known of a quantized layer, beside its float shape, to make an empty one."""
+
+    model_config = _STRICT
+
+    weight_bits: int
+    input_bits: int | None = Field(None, description="None: the input stays float.")
+    slots: int = Field(0, description="Of input scales that depend on time; 0: one scale.")
+    sizes: tuple[int, ...] = Field((), description="Parts of the input channels with scales of their own; none: whole.")
+    kind: Literal["plain", "stepwise"] = Field("plain", description="`stepwise`: also a zero point for each slot (FSC).")
 
 
 class LayerReport(BaseModel):
@@ -24,11 +38,12 @@ class LayerReport(BaseModel):
 
 
 class Report(BaseModel):
-    """All layers of a denoiser, in the order of its modules."""
+    """All layers of a denoiser, in the order of its modules. `notes`: what else a person should know."""
 
     model_config = _STRICT
 
     layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes_before(self) -> int:

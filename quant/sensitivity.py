@@ -6,7 +6,7 @@ Rounding errors of different layers are small and nearly independent, so their s
 For random normal v, (v^T J d)^2 has that mean, and one backward pass of v gives v^T J for every layer at once: all
 layers cost a few forward and backward passes together, instead of one run of the model for each.
 
-Knows modules and captured calls, not recipes' files or models.
+Knows modules and kept calls, not recipes' files or models.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quant.calibrate import ModuleCall
-from quant.layers import QuantizedLayer, first_tensor
+from quant.backends.call import Call, call_module
+from quant.calibrate import Statistics, slots_of
+from quant.clock import Moment, MomentHolder
+from quant.layers import Quantized, bind
+from quant.samples import own_copy
 
 PROBES = 4
-"""Random directions per captured call; with 16 calls, estimates scatter by about 20%."""
+"""Random directions per kept call; with 16 calls, estimates scatter by about 20%."""
 
 
 def output_errors(
-    module: nn.Module, quantized: Mapping[str, QuantizedLayer], calls: list[ModuleCall], seed: int = 0
+    module: nn.Module, quantized: Mapping[str, Quantized], statistics: Statistics, seed: int = 0
 ) -> dict[str, float]:
     """Mean squared relative error of the module's output that each layer alone would cause if it were quantized.
 
@@ -33,20 +36,26 @@ def output_errors(
     """
     generator = torch.Generator().manual_seed(seed)
     totals = dict.fromkeys(quantized, 0.0)
+    slots = {time: slot for slot, time in enumerate(statistics.schedule)}
+    holder = MomentHolder()
+    for layer in quantized.values():
+        bind(layer, holder)
     with torch.inference_mode(False), torch.enable_grad():
-        for call in calls:
+        for call in map(own_copy, statistics.calls):
+            slot = slots_of(call, slots)
+            holder.now = Moment(slot, call.clock.branch, slot, torch.ones_like(slot, dtype=torch.bool))
             for name, effect in _one_call(module, quantized, call, generator).items():
-                totals[name] += effect / len(calls)
+                totals[name] += effect / len(statistics.calls)
     return totals
 
 
 def _one_call(
-    module: nn.Module, quantized: Mapping[str, QuantizedLayer], call: ModuleCall, generator: torch.Generator
+    module: nn.Module, quantized: Mapping[str, Quantized], call: Call, generator: torch.Generator
 ) -> dict[str, float]:
     leaves: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     with _disturbed(module, quantized, leaves, errors):
-        output = first_tensor(call.repeat(module))
+        output = call_module(module, call)
     ran = list(leaves)
     effects = dict.fromkeys(ran, 0.0)
     if not output.requires_grad:
@@ -66,7 +75,7 @@ def _one_call(
 @contextmanager
 def _disturbed(
     module: nn.Module,
-    quantized: Mapping[str, QuantizedLayer],
+    quantized: Mapping[str, Quantized],
     leaves: dict[str, Tensor],
     errors: dict[str, Tensor],
 ) -> Iterator[None]:

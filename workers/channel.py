@@ -121,7 +121,7 @@ class Canceled(JobMessage):
 
 
 class BatchRan(Message):
-    """One denoiser call: `rows` rows of `jobs` jobs in `seconds`."""
+    """One denoiser call: `rows` rows of `jobs` jobs in `seconds`; of `fallbacks` rows no table knew the timestep."""
 
     type: Literal["batch_ran"] = "batch_ran"
     model: str
@@ -131,6 +131,7 @@ class BatchRan(Message):
     jobs: int
     seconds: float
     is_warmup: bool = False
+    fallbacks: int = 0
 
 
 class StageTook(Message):

@@ -61,6 +61,7 @@ def _batch_ran(batch: Batch) -> BatchRan:
         jobs=batch.jobs,
         seconds=batch.seconds,
         is_warmup=batch.is_warmup,
+        fallbacks=batch.fallbacks,
     )
 
 

@@ -56,6 +56,7 @@ class Batch:
     jobs: int
     seconds: float
     is_warmup: bool = False
+    fallbacks: int = 0
 
 
 @dataclass(eq=False)
@@ -223,7 +224,7 @@ class Hub:
         from pipelines.batch import run_together
 
         served, rows = batch[0].served, sum(ticket.call.rows for ticket in batch)
-        started = time.monotonic()
+        started, before = time.monotonic(), served.denoiser.fallbacks
         try:
             outputs = run_together(served.denoiser, [ticket.call for ticket in batch])
         except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to one job and must reach only that one)
@@ -233,7 +234,7 @@ class Hub:
         if rows <= MAX_ROWS:
             self._limits.of(batch[0].key).observe(rows, seconds)
         self._hand_back(batch, outputs, seconds)
-        self._tell(Batch(served, rows, len(batch), seconds))
+        self._tell(Batch(served, rows, len(batch), seconds, fallbacks=served.denoiser.fallbacks - before))
 
     def _isolate(self, batch: list[Ticket], error: Exception) -> None:
         """Runs the calls of a failed batch one by one; a call that fails alone has earned its error."""

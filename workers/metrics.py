@@ -56,6 +56,11 @@ class Metrics:
         self.images = self._counter("images_generated_total", "Pictures made and settled.", OF_PROFILE)
         self.pixels = self._counter("pixels_generated_total", "Pixels of those pictures.", OF_PROFILE)
         self.steps = self._counter("denoise_steps_total", "Rows through the denoiser.", OF_PROFILE)
+        self.fallbacks = self._counter(
+            "temporal_fallbacks_total",
+            "Rows through the denoiser whose timestep no table of the artifact knew: computed by its temporal layers.",
+            OF_PROFILE,
+        )
         self.step_seconds = self._histogram(
             "denoise_step_duration_seconds", "One denoiser call, whatever its batch.", SECONDS, OF_PROFILE
         )
@@ -96,6 +101,7 @@ class Metrics:
         if isinstance(message, BatchRan):
             labels = (message.model, message.profile, message.backend, _flag(message.is_warmup))
             self.steps.labels(*labels).inc(message.rows)
+            self.fallbacks.labels(*labels).inc(message.fallbacks)
             self.step_seconds.labels(*labels).observe(message.seconds)
             self.batch_size.labels(*labels).observe(message.rows)
         elif isinstance(message, StageTook):

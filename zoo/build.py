@@ -1,4 +1,4 @@
-"""`python -m zoo.build`: makes the shipped w8a8 artifact of shapes-unet and measures it against float.
+"""`python -m zoo.build`: makes the shipped artifacts of shapes-unet and measures them against float.
 
 Calibration prompts are ordinary captions; the fidelity that goes into the manifest is measured on prompts that neither
 training nor calibration has seen.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 import quant
 from jobs.profile import Defaults, ProfileCard
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import load_quantized, quantize_folder
+from pipelines.quantized import Order, load_quantized, quantize_folder
+from quant.metrics import Features
 from zoo.accuracy import Task, unseen
+from zoo.frechet import FEWEST, ShapesWorld
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults
 from zoo.shapes.world import random_scene
@@ -30,6 +33,8 @@ from zoo.shapes.world import random_scene
 ZOO = Path(__file__).parent
 MODEL = "shapes-unet"
 CALIBRATION_PROMPTS = 64
+SHIPPED = ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache")
+"""Recipes whose artifacts come with the product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,16 @@ def shows(known: Sequence[Task], prompt: str, picture: Tensor) -> bool:
     return not faults(pixels, scene)
 
 
-def measure(components: Components, denoisers: dict[str, Denoiser], count: int) -> list[ProfileFidelity]:
-    """Every denoiser against float on unseen prompts, with prompt accuracy by the checker."""
+def measure(
+    components: Components,
+    denoisers: dict[str, Denoiser],
+    count: int,
+    features: Mapping[str, Features] | None = None,
+) -> list[ProfileFidelity]:
+    """Every denoiser against float on unseen prompts, with prompt accuracy by the checker and Fréchet distance."""
     known = tasks(count)
     with Progress() as bar:
-        line = bar.add_task("comparing", total=count)
+        line = bar.add_task("comparing", total=None)
         return evaluate(
             components,
             denoisers,
@@ -71,6 +81,8 @@ def measure(components: Components, denoisers: dict[str, Denoiser], count: int) 
             model_defaults(components.folder),
             seed=1000,
             checker=lambda prompt, picture: shows(known, prompt, picture),
+            reference=ShapesWorld(unseen=True) if count >= FEWEST else None,
+            features=features,
             progress=lambda what, done, total: bar.update(line, completed=done, total=total),
         )
 
@@ -111,37 +123,37 @@ def card_of(artifact: Path) -> ProfileCard:
 def build(recipe_name: str, cache: Path, count: int) -> None:
     """Quantize by one built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
     folder, out = ZOO / "models" / MODEL, ZOO / "artifacts" / MODEL / recipe_name
-    recipe = quant.load_recipe(recipe_name)
+    defaults = model_defaults(folder)
     with Progress() as bar:
         line = bar.add_task(recipe_name)
         quantize_folder(
-            folder,
-            out,
-            recipe,
-            calibration_prompts(),
-            model_defaults(folder),
-            model=MODEL,
-            progress=lambda what, done, total: bar.update(line, description=what, completed=done, total=total),
+            Order(folder, out, quant.load_recipe(recipe_name), calibration_prompts(), defaults, MODEL),
+            lambda what, done, total: bar.update(line, description=what, completed=done, total=total),
         )
-    components = load_components(folder)
+    components, card = load_components(folder), card_of(out)
     denoisers: dict[str, Denoiser] = {
         "float": TorchDenoiser("float", load_denoiser(components)),
-        recipe_name: load_quantized(card_of(out), components, Means(cache)),
+        recipe_name: load_quantized(card, components, Means(cache)),
     }
-    for found in measure(components, denoisers, count):
-        print(json.dumps(found.summary() | {"profile": found.profile, "seconds": found.seconds}))
-        if found.profile == recipe_name:
-            quant.set_fidelity(out, found.summary())
+    features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
+    found = {one.profile: one for one in measure(components, denoisers, count, features)}
+    for one in found.values():
+        print(json.dumps(one.summary() | {"profile": one.profile}))
+    summary = found[recipe_name].summary() | {"float_seconds": found["float"].seconds}
+    quant.set_fidelity(out, summary)
 
 
 def main() -> None:
-    """Build the artifact of one recipe."""
+    """Build artifacts, one after the other."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--recipe", default="w8a8")
+    options.add_argument(
+        "recipes", nargs="*", default=SHIPPED, help="names of recipes; by default all that are shipped"
+    )
     options.add_argument("--count", type=int, default=256, help="prompts to measure on")
     options.add_argument("--cache", type=Path, default=Path("build/cache"))
     choice = options.parse_args()
-    build(choice.recipe, choice.cache, choice.count)
+    for name in choice.recipes:
+        build(name, choice.cache, choice.count)
 
 
 if __name__ == "__main__":

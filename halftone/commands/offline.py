@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,28 +14,38 @@ from halftone import render
 from halftone.options import Json
 from jobs.errors import InvalidRequest
 
-ModelArgument = Annotated[str, typer.Argument(help="A model's id (see `halftone models --local`) or diffusers folder.")]
-Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line [default: the model's own].")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(help="A diffusers folder, a model's id (see `halftone models --local`), or OWNER/NAME on the hub."),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="A file with a prompt a line, or a class, by number or name [default: the model's own]."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Picture i is drawn from seed + i.")]
 
 
 def quantize(
     model: ModelArgument,
     recipe: Annotated[str, typer.Option(help="A recipe's name or TOML file.")] = "w8a8",
     prompts: Prompts = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", "--limit", min=1, help="Pictures to calibrate on [default: all prompts, or 64]."),
+    ] = None,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write [default: where a server looks].")] = None,
     json: Json = False,
 ) -> None:
-    """Quantize a model's denoiser by a recipe, calibrated on prompts: an artifact that servers offer as a profile."""
+    """Quantize a model's denoiser by a recipe, calibrated on prompts: an artifact that servers offer as a profile.
+
+    Models that take classes or nothing instead of prompts are calibrated on those.
+    """
     lines = read_prompts(prompts) if prompts else None
     from halftone.build import quantize_model
 
-    with render.progress_bar() as progress:
-        task = progress.add_task("reading", total=None)
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        made = quantize_model(model, recipe, lines, out, on_progress)
+    with _progress() as progress:
+        made = quantize_model(model, recipe, lines, out, progress, samples=samples, seed=seed)
     if json:
         render.emit_json({"folder": str(made.folder), "profile": made.card})
         return
@@ -47,25 +59,28 @@ def evaluate(
     model: ModelArgument,
     profiles: Annotated[str | None, typer.Option(help="Names, comma between [default: all].")] = None,
     prompts: Prompts = None,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts to use at most.")] = 32,
+    limit: Annotated[int, typer.Option("--limit", "--samples", min=1, help="Pictures to draw at most.")] = 32,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, Markdown and plots.")] = None,
     json: Json = False,
 ) -> None:
-    """Compare a model's profiles with float on prompts: fidelity, size, seconds."""
+    """Compare a model's profiles with float on the same prompts and seeds: fidelity, size, seconds."""
     names = [name.strip() for name in profiles.split(",") if name.strip()] if profiles else None
     lines = read_prompts(prompts) if prompts else None
-    from halftone.build import COLUMNS, evaluate_model
+    from halftone.evaluation import COLUMNS, evaluate_model
+    from halftone.evaluation_files import require_writable, write_files
 
-    with render.progress_bar() as progress:
-        task = progress.add_task("reading", total=None)
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        rows = evaluate_model(model, names, lines, limit, on_progress)
+    if out is not None:
+        require_writable(out)
+    with _progress() as progress:
+        found = evaluate_model(model, names, lines, limit, progress, seed=seed)
+        files = write_files(found, out) if out is not None else []
     if json:
-        render.emit_json([asdict(row) for row in rows])
+        render.emit_json([asdict(row) for row in found.rows])
     else:
-        render.emit_table(COLUMNS, [row.cells() for row in rows])
+        render.emit_table(COLUMNS, [row.cells() for row in found.rows])
+    for note in (*found.notes, *map(str, files)):
+        render.note(note)
 
 
 def pull(
@@ -100,3 +115,15 @@ def read_prompts(path: Path) -> list[str]:
     if not found:
         raise InvalidRequest(f"{path} holds no prompt; it takes one a line", param="prompts")
     return found
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told (what is being done, how much of it is done, of how much)."""
+    with render.progress_bar() as bar:
+        task = bar.add_task("reading", total=None)
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield on_progress

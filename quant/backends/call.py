@@ -33,7 +33,8 @@ class Call:
     """B rows of arguments for a module's forward, each row at its own time.
 
     Attributes:
-        rows: tensors [B, ...] by argument name; a dot nests: "added_cond_kwargs.text_embeds".
+        rows: tensors [B, ...] by argument name; a dot nests: "added_cond_kwargs.text_embeds"; a name that ends in []
+            is an argument that takes a list of the rows: "x[]".
         clock: step and branch of each row.
         shared: tensors without a row dimension, equal for all rows, by name.
         constants: all other arguments by name (None, numbers, strings, lists).
@@ -101,7 +102,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         place = arguments
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[leaf] = value
+        place[leaf.removesuffix("[]")] = list(value.unbind(0)) if leaf.endswith("[]") else value
     return arguments
 
 
@@ -116,6 +117,10 @@ class Executable(Protocol):
     @property
     def weights_bytes(self) -> int:
         """Bytes that its weights take in memory now, counted once per compiled copy."""
+
+    @property
+    def fallbacks(self) -> int:
+        """Rows so far whose temporal features no table of the artifact knew."""
 
     def run(self, call: Call) -> Tensor:
         """The denoiser's output [B, ...] float32, in memory of its own; a row's answer depends on that row alone."""

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from quant.artifact import Manifest, load_into
+from quant.artifact import load_fallback, load_into
 from quant.backends.call import Executable
+from quant.backends.moment import TimedExecutable
 from quant.errors import BackendError
+from quant.manifest import Manifest
+from quant.temporal.features import FeatureSource
+from quant.temporal.program import TemporalProgram
 
 BACKENDS = ("openvino", "reference")
 """The backends that run artifacts."""
@@ -42,6 +46,24 @@ def open_backend(
     def module() -> nn.Module:
         return load_into(empty(), artifact, manifest)
 
+    executable = _open(name, module, manifest, options)
+    if manifest.temporal is None:
+        return executable
+    return TimedExecutable(executable, feature_source(artifact, manifest, empty))
+
+
+def feature_source(artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module]) -> FeatureSource:
+    """What knows the moment of a call of an artifact that has per-time tables."""
+    if manifest.temporal is None:
+        raise BackendError(f"{artifact} holds nothing that depends on time")
+
+    def program() -> TemporalProgram:
+        return TemporalProgram(load_fallback(empty(), artifact, manifest), manifest.temporal.leaves)
+
+    return FeatureSource(manifest.temporal, program if manifest.fallback else None)
+
+
+def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, options: Options) -> Executable:
     if name == "reference":
         from quant.backends.reference import ReferenceExecutable
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends.call import Call, nested
+from quant.backends.call import Call
+from quant.backends.moment import run_timed
 from quant.backends.runtime import openvino
 from quant.errors import BackendError
-from quant.layers import first_tensor
 
 _TRACING = threading.Lock()
 """Tracing patches torch globally: one thread at a time."""
@@ -34,34 +34,47 @@ class _Flat(nn.Module):
         self._constants = dict(call.constants)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return first_tensor(self.module(**nested({**dict(zip(self._names, tensors, strict=True)), **self._constants})))
+        return run_timed(self.module, dict(zip(self._names, tensors, strict=True)), self._constants)
 
 
 def convert(module: nn.Module, call: Call) -> Any:
     """The module's graph for calls of this signature: an `openvino.Model` with a free number of rows.
 
+    Its inputs bear the names of the call's tensors, those too that cannot matter, such as a timestep of which only the
+    moment's slot is read.
+
     Raises:
-        BackendError: the module cannot be traced or uses what OpenVINO lacks, or an argument has no effect.
+        BackendError: the module cannot be traced or uses what OpenVINO lacks.
     """
     example = call if call.count > 1 else call.padded(2)  # a traced batch of 1 may be taken for a constant
     with _TRACING, warnings.catch_warnings(), torch.no_grad():
         # tracing is deprecated in torch, and warns of every shape check that it takes for constant
         warnings.simplefilter("ignore")
         try:
-            model = openvino.convert_model(_Flat(module, example), example_input=tuple(example.tensors().values()))
+            traced = torch.jit.trace(_Flat(module, example), tuple(example.tensors().values()), check_trace=False)
+            model = openvino.convert_model(traced, example_input=tuple(example.tensors().values()))
         except Exception as error:
             raise BackendError(f"OpenVINO cannot take over {type(module).__name__}: {error}") from error
-    if len(model.inputs) != len(example.tensors()):
-        raise BackendError(f"{type(module).__name__} ignores one of {', '.join(example.tensors())}")
+    names = list(example.tensors())
+    if len(model.inputs) != len(names):
+        raise BackendError(f"{type(module).__name__}: OpenVINO kept {len(model.inputs)} inputs of {', '.join(names)}")
+    for name, port in zip(names, model.inputs, strict=True):
+        port.get_tensor().set_names({name})
     model.reshape(shapes(model, example, -1))
     return model
 
 
+def input_names(model: Any) -> list[str]:
+    """Which of a call's tensors a converted graph takes, in its order."""
+    return [port.get_any_name() for port in model.inputs]
+
+
 def shapes(model: Any, call: Call, rows: int) -> dict[Any, list[int]]:
     """Input to shape for calls of this signature with that many rows; -1 rows leaves their number free."""
+    told = {one.name: one for one in call.inputs()}
     return {
-        port: [*([rows] if told.per_row else []), *told.shape]
-        for port, told in zip(model.inputs, call.inputs(), strict=True)
+        port: [*([rows] if told[name].per_row else []), *told[name].shape]
+        for port, name in zip(model.inputs, input_names(model), strict=True)
     }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.artifact import Manifest
+from quant.manifest import Manifest
 from quant.backends import convert, kernels, runtime
 from quant.backends.call import Call
 from quant.errors import BackendError
@@ -42,11 +42,13 @@ class _Compiled:
     def __init__(self, model: Any, rows: int) -> None:
         self.model = model
         self.rows = rows
+        self._names = convert.input_names(model)
         self._request = model.create_infer_request()
         self._turn = threading.Lock()
 
     def run(self, call: Call) -> Tensor:
-        arrays = [tensor.detach().contiguous().numpy() for tensor in call.padded(self.rows).tensors().values()]
+        tensors = call.padded(self.rows).tensors()
+        arrays = [tensors[name].detach().contiguous().numpy() for name in self._names]
         with self._turn:
             result = self._request.infer(arrays, share_inputs=True, share_outputs=True)
             return torch.from_numpy(result[0][: call.count].copy())
@@ -54,6 +56,8 @@ class _Compiled:
 
 class OpenVinoExecutable:
     """An artifact compiled on demand. Threads may share it; no graph is ever compiled twice at once."""
+
+    fallbacks = 0
 
     def __init__(
         self, module: Callable[[], nn.Module], manifest: Manifest, cache_dir: Path, *, threads: int = 0

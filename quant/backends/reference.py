@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quant.backends.call import Call, call_module
+from quant.backends.call import Call
+from quant.backends.moment import run_timed
 from quant.errors import BackendError
 
 
 class ReferenceExecutable:
     """A module of quantized layers, run row by row."""
+
+    fallbacks = 0
 
     def __init__(self, module: nn.Module) -> None:
         self._module: nn.Module | None = module.eval().requires_grad_(False)
@@ -35,7 +38,8 @@ class ReferenceExecutable:
         if self._module is None:
             raise BackendError("the reference executable was closed")
         with torch.inference_mode():
-            rows = [call_module(self._module, call.take(torch.tensor([row]))) for row in range(call.count)]
+            single = (call.take(torch.tensor([row])) for row in range(call.count))
+            rows = [run_timed(self._module, one.tensors(), one.constants) for one in single]
             return torch.cat(rows)
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
 """Finds the temporal information block of any denoiser by data flow, not by name. Must not know any model.
 
 A leaf module is *temporal* when what reaches it depends on the timestep, request constants or pooled text, and on
-nothing else: neither on latents nor on the text's tokens. To find them the model's own forward runs a few times with
-some arguments replaced by fake tensors, which have shapes and no values: whatever depends on a fake is fake itself. So
-dependence is exact, not judged by comparing numbers, and a model of any size can be examined without its weights.
+nothing else: neither on latents nor on the text's tokens. To find them the model's own forward runs once while every
+operation is followed (flow.py), with latents and text as fake tensors, which have shapes and no values. So dependence
+is exact, not judged by comparing numbers, and a model of any size can be examined without its weights. A forward that
+needs values of latents or text to decide what to run cannot be followed: nothing of it is held for temporal.
 
 Classes as in TFMQ-DM's setting, widened to transformers:
     E0  depends on the timestep alone: a finite table replaces it.
@@ -14,18 +15,16 @@ A leaf is on the *frontier* when its output reaches anything but other temporal 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from quant.backends.call import Call, nested
 from quant.errors import QuantError
-from quant.layers import first_tensor
+from quant.temporal.flow import Flow, follow
 
 Category = Literal["E0", "E1", "E2"]
 
@@ -57,13 +56,35 @@ class UnknownStructure(QuantError):
     """The data flow of a model could not be followed; the message says where it stopped."""
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What one run saw of each leaf: how often it ran, whether on real values, and its outputs cut off the graph."""
+SAMPLED = frozenset({"sample", "text"})
+"""Roles of arguments that a temporal leaf may not depend on."""
 
-    calls: dict[str, int] = field(default_factory=dict)
-    real: set[str] = field(default_factory=set)
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+TEMPORAL = frozenset({"time", "constant", "pooled"})
+"""Roles of arguments that a temporal leaf may depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What is known of a module's temporal leaves.
+
+    Attributes:
+        leaves: they, in the order of the module's parts.
+        per_request: names of the leaves of class E2 and of those that they read: no table outlasts a request, so their
+            weights are needed again for the next one.
+        unknown: why the flow could not be followed, and nothing is held for temporal; empty where it could.
+    """
+
+    leaves: tuple[TemporalLeaf, ...]
+    per_request: frozenset[str] = frozenset()
+    unknown: str = ""
+
+
+def examine(module: nn.Module, call: Call) -> Discovery:
+    """What can be known of any module's temporal leaves; one whose flow cannot be followed has none."""
+    try:
+        return follow_call(module, call)
+    except UnknownStructure as error:
+        return Discovery((), unknown=str(error))
 
 
 def discover(module: nn.Module, call: Call) -> tuple[TemporalLeaf, ...]:
@@ -72,27 +93,65 @@ def discover(module: nn.Module, call: Call) -> tuple[TemporalLeaf, ...]:
     The module's parameters may be fake or real; its weights are never changed.
 
     Raises:
-        UnknownStructure: its forward needs values of latents or text to decide what to run.
+        UnknownStructure: its forward fails on such a call, or needs values of latents or text to decide what to run.
     """
-    known = known_arguments(call)
-    everything = known["sample"] | known["text"] | known["pooled"] | known["constant"] | known["time"]
-    constant = _run(module, call, fake=everything).real
-    seen, frontier = _frontier(module, call, fake=known["sample"] | known["text"])
-    without_pooled = _run(module, call, fake=everything - known["constant"] - known["time"]).real
-    time_only = _run(module, call, fake=everything - known["time"]).real
-    return tuple(
+    return follow_call(module, call).leaves
+
+
+def follow_call(module: nn.Module, call: Call) -> Discovery:
+    """What one run shows of a module's temporal leaves, with latents and text fake.
+
+    Raises:
+        UnknownStructure: as `discover`.
+    """
+    mode = _mode(module)
+    flat = {name: mode.from_tensor(t) if call.role(name) in SAMPLED else t for name, t in _own(call).tensors().items()}
+    roles = {role: [flat[name] for name in names] for role, names in known_arguments(call).items()}
+    parts = dict(leaves(module))
+    try:
+        flow = follow(module, nested({**flat, **call.constants}), roles, parts, TEMPORAL)
+    except Exception as error:  # fake tensors fail in many ways, all of which mean the same
+        raise _unknown(module, error) from error
+    times = sum(tensor.numel() for tensor in roles["time"]) or call.count
+    found = tuple(
         TemporalLeaf(
             name=name,
-            kind=type(leaf).__name__,
-            category="E0" if name in time_only else "E1" if name in without_pooled else "E2",
-            frontier=name in frontier,
-            calls=seen.calls[name],
-            parameters=sum(parameter.numel() for parameter in leaf.parameters()),
-            width=int(seen.outputs[name][-1].shape[-1]),
+            kind=type(part).__name__,
+            category=_category(flow.leaves[name].roles),
+            frontier=name in flow.frontier,
+            calls=flow.leaves[name].calls,
+            parameters=sum(parameter.numel() for parameter in part.parameters()),
+            width=flow.leaves[name].numbers // (times if "time" in flow.leaves[name].roles else call.count),
         )
-        for name, leaf in leaves(module)
-        if name in seen.real - constant
+        for name, part in parts.items()
+        if name in flow.leaves and flow.leaves[name].roles and flow.leaves[name].roles <= TEMPORAL
     )
+    return Discovery(found, _with_origins(flow, {leaf.name for leaf in found if leaf.category == "E2"}))
+
+
+def _with_origins(flow: Flow, names: set[str]) -> frozenset[str]:
+    """Leaves, and all those that they read, directly or through others."""
+    done: set[str] = set()
+    while todo := names - done:
+        done |= todo
+        names = names.union(*(flow.leaves[name].reads for name in todo))
+    return frozenset(done)
+
+
+def _mode(module: nn.Module) -> FakeTensorMode:
+    """The mode that a module's fake parameters belong to, which its arguments must share, or a new one."""
+    fakes = (parameter for parameter in module.parameters() if isinstance(parameter, FakeTensor))
+    found = next(fakes, None)
+    return FakeTensorMode(allow_non_fake_inputs=True) if found is None else found.fake_mode
+
+
+def _category(roles: frozenset[str]) -> Category:
+    return "E2" if "pooled" in roles else "E1" if "constant" in roles else "E0"
+
+
+def _unknown(module: nn.Module, error: Exception) -> UnknownStructure:
+    kind, reason = type(module).__name__, next(iter(str(error).splitlines()), "")
+    return UnknownStructure(f"{kind}: its data flow cannot be followed: {type(error).__name__}: {reason}")
 
 
 def leaves(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -109,105 +168,8 @@ def known_arguments(call: Call) -> Mapping[str, frozenset[str]]:
     return {role: frozenset(name for name in call.tensors() if call.role(name) == role) for role in roles}
 
 
-def fake_call(call: Call, fake: Collection[str], mode: FakeTensorMode) -> dict[str, Any]:
-    """Keyword arguments of a forward, nested, with the tensors named in `fake` replaced by fake ones."""
-    tensors = {name: mode.from_tensor(tensor) if name in fake else tensor for name, tensor in call.tensors().items()}
-    return nested({**tensors, **call.constants})
-
-
-def is_real(value: Any) -> bool:
-    """Whether nothing in an argument, however nested, is a fake tensor."""
-    if isinstance(value, FakeTensor):
-        return False
-    if isinstance(value, Mapping):
-        return all(is_real(part) for part in value.values())
-    return not isinstance(value, list | tuple) or all(is_real(part) for part in value)
-
-
-def run_fake(module: nn.Module, call: Call, fake: Collection[str]) -> Any:
-    """The module's own forward with some arguments fake; what depends on them is fake.
-
-    Raises:
-        UnknownStructure: the forward asks for the value of a fake.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        return module(**fake_call(call, fake, mode))
-    except Exception as error:  # fake tensors fail in many ways, all of which mean the same
-        kind = type(module).__name__
-        raise UnknownStructure(f"{kind}: its data flow cannot be followed: {type(error).__name__}: {error}") from error
-
-
-def _run(module: nn.Module, call: Call, fake: Collection[str]) -> _Seen:
-    seen = _Seen()
-    with torch.no_grad(), _watched(module, seen, lambda name, output: output):
-        run_fake(module, call, fake)
-    return seen
-
-
-def _frontier(module: nn.Module, call: Call, fake: Collection[str]) -> tuple[_Seen, set[str]]:
-    """What a run saw, and the leaves on real values whose output reaches the model's without another one between.
-
-    Each such output is cut off from what made it and made a leaf of autograd's graph; those that the graph of the
-    model's output leads back to are on the frontier.
-    """
-    seen = _Seen()
-
-    def cut(name: str, output: Tensor) -> Tensor:
-        own = output.detach().requires_grad_(output.is_floating_point())
-        seen.outputs.setdefault(name, []).append(own)
-        return own.view_as(own)  # a view: models may change it in place
-
-    with torch.inference_mode(False), torch.enable_grad(), _watched(module, seen, cut):
-        output = first_tensor(_unwrapped(run_fake(module, _own(call), fake)))
-    origins = {id(own): name for name, cuts in seen.outputs.items() for own in cuts}
-    return seen, {origins[variable] for variable in _variables(output) if variable in origins}
-
-
-def _variables(output: Tensor) -> Iterator[int]:
-    """Identities of the tensors that a result was made of, as far as gradients would flow."""
-    todo, done = [output.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in done:
-            continue
-        done.add(node)
-        if hasattr(node, "variable"):
-            yield id(node.variable)
-        todo += [origin for origin, _ in node.next_functions]
-
-
 def _own(call: Call) -> Call:
-    """The call with every tensor as one that autograd may use, wherever it was made."""
+    """The call with every tensor in storage of its own: what is known of one must not be taken for another."""
     rows = {name: tensor.clone() for name, tensor in call.rows.items()}
     shared = {name: tensor.clone() for name, tensor in call.shared.items()}
     return Call(rows, call.clock, shared, call.constants, call.roles)
-
-
-def _unwrapped(output: Any) -> Any:
-    """What a model returned, without lists of one around the tensor."""
-    while isinstance(output, list | tuple) and output and isinstance(output[0], list | tuple):
-        output = output[0]
-    return output
-
-
-@contextmanager
-def _watched(module: nn.Module, seen: _Seen, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Counts the leaves' calls, notes those on real values, and passes the outputs of those through `change`."""
-
-    def hook(name: str) -> Any:
-        def watch(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> Any:
-            seen.calls[name] = seen.calls.get(name, 0) + 1
-            if not (is_real(arguments) and is_real(keywords)) or not isinstance(output, Tensor):
-                return None
-            seen.real.add(name)
-            return change(name, output)
-
-        return watch
-
-    handles = [leaf.register_forward_hook(hook(name), with_kwargs=True) for name, leaf in leaves(module)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

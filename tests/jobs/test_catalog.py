@@ -14,7 +14,7 @@ from jobs.errors import UnknownModel, UnknownProfile
 from jobs.settings import Settings
 
 MANIFEST: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "model": "tiny",
     "profile": "w8a8",
     "backend": "openvino",
@@ -158,7 +158,7 @@ def test_a_broken_model_is_reported_and_the_others_live(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"format": 2}, "format"),
+        ({"format": 1}, "format"),
         ({"extra": 1}, "extra"),
         ({"profile": "other"}, "by its manifest"),
         ({"weight_bits": "eight"}, "weight_bits"),

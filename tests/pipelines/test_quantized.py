@@ -151,6 +151,7 @@ def test_lists_with_an_entry_per_row_are_split(unet: Path) -> None:
 
     class Spy:
         weights_bytes = 0
+        fallbacks = 0
         seen: list[quant.Call]
 
         def __init__(self) -> None:

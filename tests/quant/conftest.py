@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import quant
-from quant.backends.call import call_module
 
 RECIPE = 'name = "small"\n[[rules]]\nmatch = ["last"]\nkeep = "float"\nbecause = "last layer"\n'
 
@@ -60,14 +59,14 @@ def make_call(rows: int, seed: int = 1) -> quant.Call:
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randn(rows, 8, 6, 6, generator=generator)
     times = torch.randint(0, 1000, (rows,), generator=generator)
-    return quant.Call({"sample": sample, "time": times}, quant.StepClock.unknown(rows), constants={"scale": 2.0})
+    clock = quant.StepClock.unknown(rows)
+    return quant.Call({"sample": sample, "time": times}, clock, constants={"scale": 2.0}, roles={"time": "time"})
 
 
-def feed(module: nn.Module) -> None:
+def feed(answer: Callable[[quant.Call], Tensor]) -> None:
     """What calibrates the network."""
-    with torch.no_grad():
-        for seed in range(4):
-            call_module(module, make_call(8, seed))
+    for seed in range(4):
+        answer(make_call(8, seed))
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def call() -> Callable[..., quant.Call]:
 
 
 @pytest.fixture
-def run() -> Callable[[nn.Module], None]:
+def run() -> Callable[[Callable[[quant.Call], Tensor]], None]:
     return feed
 
 
@@ -108,8 +107,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, quant.Mani
     from quant.recipe import parse
 
     folder, module, chosen = tmp_path_factory.mktemp("artifacts") / "small", make_net(), parse(RECIPE, "tests")
-    report = quant.quantize_(module, chosen, quant.calibrate(module, feed))
+    made = quant.quantize_(module, chosen, quant.calibrate(module, feed))
     manifest = quant.save(
-        folder, module, report, chosen, model="net", model_sha256="a" * 64, calibration={"prompts": 4}, version="0"
+        folder, module, made, chosen, model="net", model_sha256="a" * 64, calibration={"prompts": 4}, version="0"
     )
     return folder, manifest

@@ -22,11 +22,11 @@ Save = Callable[[Path, nn.Module], quant.Manifest]
 
 
 @pytest.fixture
-def save(recipe: quant.Recipe, run: Callable[[nn.Module], None]) -> Save:
+def save(recipe: quant.Recipe, run: Callable[[Callable[[quant.Call], torch.Tensor]], None]) -> Save:
     def write(folder: Path, net: nn.Module) -> quant.Manifest:
-        report = quant.quantize_(net, recipe, quant.calibrate(net, run))
+        made = quant.quantize_(net, recipe, quant.calibrate(net, run))
         return quant.save(
-            folder, net, report, recipe, model="net", model_sha256="a" * 64, calibration={"prompts": 4}, version="0"
+            folder, net, made, recipe, model="net", model_sha256="a" * 64, calibration={"prompts": 4}, version="0"
         )
 
     return write
@@ -126,7 +126,7 @@ def test_truncated_tensors_and_other_structures_are_refused(copy: Path, empty: C
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"format": 9}, "has format 9; this version reads format 1"),
+        ({"format": 9}, "has format 9; this version reads format 2"),
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"weights_bytes": "many"}, "weights_bytes: Input should be a valid integer"),
     ],

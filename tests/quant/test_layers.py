@@ -7,13 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.clock import Moment, MomentHolder
 from quant.grid import Affine, to_integers, weight_scales
 from quant.layers import (
     FloatLayer,
+    InputGrid,
     QuantizedLayer,
     as_float_layer,
+    bind,
     empty_like,
     first_tensor,
+    parts_of,
     quantizable_layers,
     replace_layers,
 )
@@ -23,8 +27,25 @@ GRID = Affine(scale=0.02, zero_point=90)
 
 def quantized(layer: FloatLayer, grid: Affine = GRID) -> QuantizedLayer:
     scales = weight_scales(layer.weight, 8, "max")
-    fresh = empty_like(layer, grid.bits)
-    fresh.set_values(to_integers(layer.weight, scales, 8), scales, layer.bias, grid)
+    fresh = empty_like(layer, InputGrid(grid.bits))
+    assert isinstance(fresh, QuantizedLayer)
+    fresh.set_weight(to_integers(layer.weight, scales, 8), scales, layer.bias)
+    fresh.set_grid(grid)
+    return fresh
+
+
+def timed(layer: FloatLayer, scales: Tensor) -> QuantizedLayer:
+    """The layer with an input scale for each slot and branch, at slots 1, 0 and branches 2, 0 for its two rows."""
+    grid = InputGrid(8, slots=scales.shape[0])
+    fresh = empty_like(layer, grid)
+    assert isinstance(fresh, QuantizedLayer)
+    of_weight = weight_scales(layer.weight, 8, "max")
+    fresh.set_weight(to_integers(layer.weight, of_weight, 8), of_weight, layer.bias)
+    fresh.set_time_grids(scales, GRID.zero_point)
+    slot = torch.tensor([1, 0])
+    holder = MomentHolder()
+    holder.now = Moment(slot, torch.tensor([2, 0]), slot, torch.ones(2, dtype=torch.bool))
+    bind(fresh, holder)
     return fresh
 
 
@@ -51,6 +72,54 @@ def test_a_convolution_is_an_integer_convolution(stride: int, padding: int, grou
     assert layer.bias is not None
     expected = sums * (GRID.scale * fast.scales.double())[:, None, None] + layer.bias.double()[:, None, None]
     torch.testing.assert_close(fast(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv2d(6, 5, 3, padding=1)])
+def test_a_scale_that_follows_time_is_the_scale_of_that_row(layer: FloatLayer) -> None:
+    torch.manual_seed(0)
+    scales = torch.rand(3, 3) * 0.02 + 0.01
+    x = torch.randn(2, 4, 7) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 7, 7)
+    output = timed(layer.requires_grad_(False), scales)(x)
+    for row, scale in enumerate((scales[1, 2], scales[0, 0])):
+        alone = quantized(layer, Affine(float(scale), GRID.zero_point))
+        torch.testing.assert_close(output[row : row + 1], alone(x[row : row + 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_outside_of_a_call_no_time_is_known() -> None:
+    layer = timed(nn.Linear(2, 2).requires_grad_(False), torch.ones(2, 3))
+    layer.holder = MomentHolder()
+    with pytest.raises(RuntimeError, match="set the moment first"):
+        layer(torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv2d(7, 5, 3, padding=1)])
+def test_parts_of_the_input_have_grids_of_their_own(layer: FloatLayer) -> None:
+    torch.manual_seed(0)
+    layer.requires_grad_(False)
+    x = torch.randn(2, 4, 7) if isinstance(layer, nn.Linear) else torch.randn(2, 7, 6, 6)
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    large = torch.cat([x.narrow(dim, 0, 4), 100 * x.narrow(dim, 4, 3)], dim)
+    split = empty_like(layer, InputGrid(8), sizes=(4, 3))
+    for part, weight, scale in zip(parts_of(split), layer.weight.split([4, 3], 1), (0.04, 4.0), strict=True):
+        of_weight = weight_scales(weight, 8, "max")
+        part.set_weight(to_integers(weight, of_weight, 8), of_weight, None)
+        part.set_grid(Affine(scale, 128))
+    assert layer.bias is not None
+    parts_of(split)[0].bias = layer.bias
+    assert float((split.weight - layer.weight).abs().max()) < 0.01  # type: ignore[operator, union-attr]
+    assert float((split(large) - layer(large)).norm() / layer(large).norm()) < 0.03
+    with pytest.raises(ValueError, match="cannot be split"):
+        empty_like(layer, InputGrid(8), sizes=(4, 4))
+
+
+def test_float_inputs_are_left_as_they_are() -> None:
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    fresh = empty_like(layer, InputGrid(None))
+    assert isinstance(fresh, QuantizedLayer)
+    scales = weight_scales(layer.weight, 8, "max")
+    fresh.set_weight(to_integers(layer.weight, scales, 8), scales, layer.bias)
+    x = torch.randn(3, 4)
+    assert torch.equal(fresh(x), functional.linear(x, fresh.weight, layer.bias))
 
 
 def test_weights_read_back_in_float() -> None:

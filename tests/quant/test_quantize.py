@@ -15,7 +15,7 @@ from quant.layers import QuantizedLayer
 
 def test_every_layer_is_accounted_for(net: nn.Module, recipe: quant.Recipe, statistics: quant.Statistics) -> None:
     size = sum(parameter.numel() for parameter in net.parameters())
-    report = quant.quantize_(net, recipe, statistics)
+    report = quant.quantize_(net, recipe, statistics).report
     by_name = {layer.name: layer for layer in report.layers}
     assert by_name.keys() == {"first", "norm", "time", "down", "mix", "up", "last", "unused"}
     assert report.bytes_before == 4 * size
@@ -47,7 +47,7 @@ def test_predicted_errors_are_about_the_true_ones(statistics: quant.Statistics, 
     call_module(
         net, quant.Call({"sample": torch.randn(64, 8, 6, 6), "time": torch.arange(64)}, quant.StepClock.unknown(64))
     )
-    report = quant.quantize_(net, recipe, statistics)
+    report = quant.quantize_(net, recipe, statistics).report
     true = quant.relative_error(net.get_submodule("down")(seen[0]), seen[1])
     predicted = next(layer.error for layer in report.layers if layer.name == "down")
     assert predicted == pytest.approx(true, rel=0.4)
@@ -67,8 +67,18 @@ def test_statistics_of_another_module_are_refused(recipe: quant.Recipe, statisti
         quant.quantize_(nn.Sequential(nn.Linear(2, 2)), recipe, statistics)
 
 
+class _Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
 def test_inputs_that_were_always_zero_leave_the_layer_float(recipe: quant.Recipe) -> None:
-    module = nn.Sequential(nn.Linear(2, 2))
-    statistics = quant.calibrate(module, lambda layers: layers(torch.zeros(3, 2)))
-    report = quant.quantize_(module, recipe, statistics)
-    assert report.kept() == {"0": "its input was always zero while calibrating"}
+    module = _Named()
+    zeros = quant.Call({"x": torch.zeros(3, 2)}, quant.StepClock.unknown(3))
+    statistics = quant.calibrate(module, lambda answer: answer(zeros))
+    report = quant.quantize_(module, recipe, statistics).report
+    assert report.kept() == {"layer": "its input was always zero while calibrating"}

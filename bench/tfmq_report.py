@@ -1,0 +1,164 @@
+"""Turns measured rows into docs/results/tfmq.{json,md,png}. Must not measure anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.tfmq_rows import METHODS, RIVALS
+
+OUT = Path("docs/results")
+
+Found = dict[str, Any]
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "psnr_db": ("PSNR dB", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "trajectory_distance": ("trajectory distance", ".4f"),
+    "temporal_cosine_worst": ("temporal cosine, worst step", ".5f"),
+    "mismatch_rate": ("mismatch rate", ".3f"),
+    "prompt_accuracy": ("prompt accuracy", ".3f"),
+    "frechet": ("Fréchet distance", ".3f"),
+    "bytes": ("MB", ".2f"),
+    "build_seconds": ("build s", ".0f"),
+}
+"""Field of a row to its heading and format."""
+
+
+def write(facts: Found, float_row: Found, found: Sequence[Found]) -> None:
+    """Writes JSON, Markdown and a picture."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    document = {"facts": facts, "float": float_row, "rows": list(found)}
+    (OUT / "tfmq.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (OUT / "tfmq.md").write_text(markdown(facts, float_row, found), encoding="utf-8")
+    picture(found, OUT / "tfmq.png")
+    print((OUT / "tfmq.md").read_text(encoding="utf-8"))
+
+
+def markdown(facts: Found, float_row: Found, found: Sequence[Found]) -> str:
+    """The whole page."""
+    machine = facts["machine"]
+    parts = [
+        "# Temporal features kept: what each way is worth",
+        "",
+        "Made by `python -m bench tfmq` (resumes row by row); numbers also in `tfmq.json`. Model: shapes-unet, 25 DDIM steps,",
+        f"guidance 3; {facts['prompts']} unseen prompts, the same seeds and noise for all rows; {facts['calibration_prompts']}",
+        f"calibration prompts; {facts['iterations']} iterations of batch 32 for every block of every method but rtn,",
+        f"{facts['temporal_iterations']} for TIAR. Run by the openvino backend on {machine['cores']} cores of",
+        f"{machine['processor']}, {machine['date']}. Higher is better for PSNR, SSIM, cosine and accuracy. Build seconds count",
+        "calibration and all reconstruction of a row, also where rows shared it. `rtn`, `ptq4dm` and `qdiffusion` are our",
+        "implementations of those methods' ideas on the same grids and kernels; they quantize temporal layers as all others.",
+        "",
+        f"Float: prompt accuracy {float_row['prompt_accuracy']:.3f}, Fréchet distance {_shown(float_row, 'frechet')}.",
+        "",
+    ]
+    for title, rows in _tables(found):
+        parts += [f"## {title}", "", *_table(rows), ""]
+    parts += ["## Verdict", "", *verdict(float_row, found), ""]
+    parts += ["![PSNR by method](tfmq.png)", ""]
+    return "\n".join(parts)
+
+
+def _tables(found: Sequence[Found]) -> list[tuple[str, list[Found]]]:
+    main = [row for row in found if row["scope"] == "all"]
+    sets = []
+    for bits in ([4, 8], [8, 8], [4, 32]):
+        rows = [row for row in main if list(row["bits"]) == bits]
+        seeds = len({row["seed"] for row in rows})
+        spread = f", mean and deviation over {seeds} calibration seeds" if seeds > 1 else ""
+        sets.append((f"W{bits[0]}A{bits[1]}{spread}", rows))
+    apart = [row for row in found if row["scope"] == "temporal"]
+    sets.append(("Ablation: only temporal layers quantized, W4A8, everything unrelated to time float", apart))
+    return [(title, rows) for title, rows in sets if rows]
+
+
+def _table(rows: Sequence[Found]) -> list[str]:
+    lines = [
+        "| method | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method]
+        if mine:
+            cells = [_cell([row[field] for row in mine], form) for field, (_, form) in _scaled(mine)]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _scaled(rows: Sequence[Found]) -> list[tuple[str, tuple[str, str]]]:
+    for row in rows:
+        row["bytes"] = row["bytes"] / 1e6 if row["bytes"] > 1000 else row["bytes"]
+    return list(COLUMNS.items())
+
+
+def _cell(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = format(statistics.fmean(known), form)
+    return f"{mean} ± {statistics.stdev(known):{form}}" if len(known) > 1 else mean
+
+
+def _shown(row: Found, field: str) -> str:
+    value = row.get(field)
+    return "-" if value is None else format(value, COLUMNS[field][1])
+
+
+def verdict(float_row: Found, found: Sequence[Found]) -> list[str]:
+    """The aims, and whether the numbers above reach them."""
+    main = [row for row in found if row["scope"] == "all"]
+    best_rival, best_ours = (_best(main, [4, 8], rivals) for rivals in (True, False))
+    gain = best_ours[1] - best_rival[1]
+    lines = [
+        f"- W4A8 PSNR: {best_ours[0]} {best_ours[1]:.2f} dB against {best_rival[1]:.2f} dB of {best_rival[0]}, the best rival "
+        f"that quantizes its temporal layers: {gain:+.2f} dB (aim +3).",
+    ]
+    for bits, aim in (([8, 8], 0.5), ([4, 8], 2.0)):
+        rows = [row for row in main if list(row["bits"]) == bits and row["method"] == "selected"]
+        lost = 100 * (float_row["prompt_accuracy"] - statistics.fmean(row["prompt_accuracy"] for row in rows))
+        lines.append(
+            f"- W{bits[0]}A{bits[1]} prompt accuracy, selected: {lost:+.2f} points below float (aim at most {aim})."
+        )
+    slow, fast = (_mean(main, [4, 8], method, "build_seconds") for method in ("qdiffusion", "cache"))
+    lines.append(
+        f"- W4A8 build: cache {fast:.0f} s against {slow:.0f} s of qdiffusion: {slow / fast:.2f}x faster (aim 2x)."
+    )
+    return lines
+
+
+def _best(rows: Sequence[Found], bits: list[int], rivals: bool) -> tuple[str, float]:
+    methods = [method for method in METHODS if (method in RIVALS) == rivals]
+    scores = {method: _mean(rows, bits, method, "psnr_db") for method in methods}
+    name = max(scores, key=lambda method: scores[method])
+    return name, scores[name]
+
+
+def _mean(rows: Sequence[Found], bits: list[int], method: str, field: str) -> float:
+    values = [row[field] for row in rows if list(row["bits"]) == bits and row["method"] == method]
+    return statistics.fmean(values) if values else math.nan
+
+
+def picture(found: Sequence[Found], path: Path) -> None:
+    """Bars of PSNR by method, one group for each number of bits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sets = [(title.partition(",")[0], rows) for title, rows in _tables(found)]
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(4 * len(sets), 3.6), squeeze=False)
+    for axis, (title, rows) in zip(axes[0], sets, strict=True):
+        methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+        values = [statistics.fmean(row["psnr_db"] for row in rows if row["method"] == method) for method in methods]
+        colours = ["#999999" if method in RIVALS else "#1f77b4" for method in methods]
+        axis.bar(methods, values, color=colours)
+        axis.set_title(title, fontsize=9)
+        axis.set_ylabel("PSNR to float, dB")
+        axis.tick_params(axis="x", rotation=45)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,206 @@
+"""`halftone evaluate`: a model's profiles held against float, as rows of a table and as everything behind them.
+
+Knows no server. Importing it imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, speaks_shapes
+from halftone.local import open_denoiser
+from jobs.profile import FLOAT, Defaults, ModelCard
+from pipelines.families import Subject
+from pipelines.fidelity import ProfileFidelity, evaluate
+from pipelines.load import load_components, quiet
+from workers.settings import WorkerSettings
+from zoo.frechet import FEWEST, ShapesWorld
+from zoo.shapes.checker import faults
+from zoo.shapes.world import SIDE, Scene
+
+SHOWN = 8
+"""Pictures of each profile that the sample grid shows."""
+
+SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One profile against float on the same subjects and seeds, as `--json` prints it; seconds per picture."""
+
+    profile: str
+    prompts: int
+    psnr_db: float
+    ssim: float
+    latent_error: float
+    trajectory_distance: float
+    temporal_cosine_worst: float | None
+    mismatch_rate: float | None
+    prompt_accuracy: float | None
+    frechet: float | None
+    weights_bytes: int
+    float_weights_bytes: int
+    seconds: float
+
+    def cells(self) -> list[str]:
+        """As a table's cells, under COLUMNS."""
+        share = 100 * self.weights_bytes / max(1, self.float_weights_bytes)
+        return [
+            self.profile,
+            str(self.prompts),
+            f"{self.psnr_db:.1f}",
+            f"{self.ssim:.4f}",
+            f"{100 * self.trajectory_distance:.2f}",
+            _or_dash(self.temporal_cosine_worst, "{:.4f}"),
+            _or_dash(self.mismatch_rate, "{:.1f}", 100),
+            _or_dash(self.prompt_accuracy, "{:.1f}", 100),
+            _or_dash(self.frechet, "{:.3f}"),
+            f"{self.weights_bytes / 1e6:.1f}",
+            f"{share:.0f}",
+            f"{self.seconds:.2f}",
+        ]
+
+
+COLUMNS = (
+    *("profile", "pictures", "PSNR dB", "SSIM", "trajectory %", "temporal cosine", "mismatch %", "prompt accuracy %"),
+    *("Fréchet", "weights MB", "of float %", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that an evaluation found.
+
+    Attributes:
+        model: the model's id; `pipeline` its class.
+        defaults: the settings that pictures were drawn at.
+        seed: picture i was drawn from seed + i.
+        subjects: what they were of.
+        found: every profile, `float` first; `float_weights_bytes` of each by name.
+        shown: the first SHOWN pictures of each profile, [C, H, W] float in 0..1.
+        notes: what was left out, and why.
+    """
+
+    model: str
+    pipeline: str
+    defaults: Defaults
+    seed: int
+    subjects: Sequence[Subject]
+    found: Sequence[ProfileFidelity]
+    float_weights_bytes: Mapping[str, int]
+    shown: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row for each profile."""
+        return [_row(one, self.float_weights_bytes[one.profile]) for one in self.found]
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, as plain JSON."""
+        return {
+            "format": 1,
+            "model": self.model,
+            "pipeline": self.pipeline,
+            "settings": self.defaults.model_dump(mode="json"),
+            "seed": self.seed,
+            "pictures": len(self.subjects),
+            "notes": list(self.notes),
+            "profiles": [one.as_json() | {"float_weights_bytes": self.float_weights_bytes[one.profile]}
+                         for one in self.found],
+        }  # fmt: skip
+
+
+def evaluate_model(
+    model: str,
+    profiles: Sequence[str] | None,
+    prompts: Sequence[str] | None,
+    limit: int,
+    progress: Progress,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """Draws subjects by each profile and by float at the same seeds, and compares; `float` always comes first.
+
+    Raises:
+        HalftoneError: the model, a profile or the prompts do not exist or cannot be used; the message says how.
+    """
+    quiet()
+    settings = WorkerSettings.load()
+    at = find_model(model, settings, progress)
+    wanted = profiles or [profile.name for profile in at.card.profiles]
+    names = [FLOAT, *(name for name in dict.fromkeys(wanted) if name != FLOAT)]
+    cards = {name: at.catalog.profile(at.card.id, name) for name in names}
+    chosen = choose_subjects(at, prompts, limit, SAMPLES, unseen=True)
+    reference, notes = _reference(at.card, len(chosen.subjects), bool(chosen.scenes))
+    shown: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(profile: str, number: int, picture: Tensor) -> None:
+        if number < SHOWN:
+            shown[profile].append(picture)
+
+    with library_faults():
+        components = load_components(at.folder)
+        found = evaluate(
+            components,
+            {name: open_denoiser(at.catalog, at.card.id, name, components, settings) for name in names},
+            chosen.subjects,
+            at.card.defaults,
+            seed=seed,
+            checker=_checker(chosen.scenes) if chosen.scenes else None,
+            reference=reference,
+            on_picture=keep,
+            progress=progress,
+        )
+    sizes = {name: card.float_weights_bytes for name, card in cards.items()}
+    return _evaluation(at, seed, chosen.subjects, found, sizes, shown, notes)
+
+
+def _evaluation(
+    at: Found,
+    seed: int,
+    subjects: Sequence[Subject],
+    found: Sequence[ProfileFidelity],
+    sizes: Mapping[str, int],
+    shown: Mapping[str, Sequence[Tensor]],
+    notes: Sequence[str],
+) -> Evaluation:
+    card = at.card
+    return Evaluation(card.id, card.pipeline, card.defaults, seed, subjects, found, sizes, shown, notes)
+
+
+def _row(one: ProfileFidelity, float_weights_bytes: int) -> Row:
+    names = [name for name in Row.__dataclass_fields__ if name != "float_weights_bytes"]
+    return Row(**{name: getattr(one, name) for name in names}, float_weights_bytes=float_weights_bytes)
+
+
+def _or_dash(value: float | None, form: str, times: float = 1) -> str:
+    return "-" if value is None else form.format(times * value)
+
+
+def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[ShapesWorld | None, list[str]]:
+    """The world's own pictures, for models that speak of it on prompts that we chose; or why not."""
+    if not speaks_shapes(card):
+        return None, []
+    if not ours:
+        return None, ["No Fréchet distance: the prompts are not drawn as the world's pictures are."]
+    if (card.defaults.width, card.defaults.height) != (SIDE, SIDE):
+        return None, [f"No Fréchet distance: the world's pictures are {SIDE}x{SIDE}."]
+    if pictures < FEWEST:
+        return None, [f"No Fréchet distance: it needs at least {FEWEST} pictures (--limit)."]
+    return ShapesWorld(unseen=True), []
+
+
+def _checker(scenes: Mapping[str, Scene]) -> Callable[[str, Tensor], bool]:
+    """Whether a picture shows the scene that its prompt was made of."""
+
+    def check(prompt: str, picture: Tensor) -> bool:
+        pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return not faults(pixels, scenes[prompt])
+
+    return check

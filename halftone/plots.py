@@ -1,0 +1,96 @@
+"""Pictures of evaluations as PNG files: curves over denoising steps, and a grid of samples. Knows numbers only.
+
+The one file that imports matplotlib; it draws by the Agg canvas, which needs no display and changes no global state.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+"""[H, W, 3]."""
+
+Series = Mapping[str, Sequence[float]]
+"""Values at steps 1, 2, ... by a name for the legend."""
+
+COLOURS = ("#1f6fb4", "#d9622b", "#2f8f5b", "#8a52a8", "#b8960c", "#c23b6b", "#4c9aa8", "#6b6b6b")
+"""By place; apart in hue and in lightness. After eight they begin again, dotted."""
+
+DPI = 120
+CAPTION_WIDTH = 20
+
+
+def plot_trajectory(path: Path, distances: Series) -> None:
+    """How far each profile's latents are from float's after each step, as shares of the latents' size."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    percent = {name: [100 * value for value in values] for name, values in distances.items()}
+    _curves(axes, percent)
+    _describe(axes, "Trajectory distance from float", "relative L2, %")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_temporal(path: Path, worst: Series, mean: Series, mismatch: Series) -> None:
+    """Left: cosines of temporal features with float's, the worst module's and the mean. Right: the share of modules
+    whose feature says the wrong step.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curves(left, worst)
+    _curves(left, mean, style="--", named=False)
+    _describe(left, "Temporal features: cosine with float\n(solid: worst module, dashed: mean)", "cosine")
+    _curves(right, {name: [100 * value for value in values] for name, values in mismatch.items()})
+    _describe(right, "Temporal features that say the wrong step", "% of modules")
+    right.set_ylim(-3, 103)
+    left.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Sequence[str]) -> None:
+    """A grid: a row for each profile, a column for each of its pictures under its caption."""
+    columns = len(captions)
+    figure = Figure(figsize=(0.9 + 1.5 * columns, 0.7 + 1.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(name, fontsize=10)
+    for axes, caption in zip(grid[0], captions, strict=True):
+        axes.set_title("\n".join(textwrap.wrap(caption, CAPTION_WIDTH)), fontsize=7)
+    _save(figure, path)
+
+
+def _curves(axes: Axes, series: Series, *, style: str = "-", named: bool = True) -> None:
+    for place, (name, values) in enumerate(series.items()):
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6}
+        look["linestyle"] = style if place < len(COLOURS) else ":"
+        marker = "o" if len(values) == 1 else None
+        axes.plot(range(1, len(values) + 1), values, label=name if named else None, marker=marker, **look)
+
+
+def _describe(axes: Axes, title: str, what: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("denoising step")
+    axes.set_ylabel(what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})

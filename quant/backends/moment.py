@@ -1,0 +1,90 @@
+"""The moment of a call as tensors beside the model's own arguments: how time gets into traced and compiled code.
+
+Must not know how slots are found or tables are stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from quant.backends.call import Call, Executable, nested
+from quant.clock import Moment, MomentHolder
+from quant.layers import QuantizedLayer, first_tensor
+from quant.temporal.features import FeatureSource
+
+PREFIX = "moment."
+"""Names of a call's row tensors that belong to its moment, not to the model."""
+
+
+class TimedExecutable:
+    """An executable of an artifact with per-time tables: finds each call's moment, then runs it. Calls take turns."""
+
+    def __init__(self, executable: Executable, source: FeatureSource) -> None:
+        self._executable = executable
+        self._source = source
+        self._turn = threading.Lock()
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the executable's weights, and of features and layers held for timesteps that no table knows."""
+        return self._executable.weights_bytes + self._source.bytes
+
+    @property
+    def fallbacks(self) -> int:
+        """Rows so far whose temporal features no table knew."""
+        return self._source.fallbacks
+
+    def run(self, call: Call) -> Tensor:
+        """The denoiser's output [B, ...] float32."""
+        with self._turn:
+            moment = self._source.moment(call)
+        return self._executable.run(timed(call, moment))
+
+    def close(self) -> None:
+        """Lets go of the executable."""
+        self._executable.close()
+
+
+def timed(call: Call, moment: Moment) -> Call:
+    """The call with its moment among the row tensors."""
+    parts = {
+        "row": moment.row,
+        "branch": moment.branch,
+        "slot": moment.slot,
+        "known": moment.known,
+        "features": moment.features,
+    }
+    own = {PREFIX + name: tensor for name, tensor in parts.items() if tensor is not None}
+    return replace(call, rows={**call.rows, **own})
+
+
+def run_timed(module: nn.Module, tensors: Mapping[str, Tensor], constants: Mapping[str, Any]) -> Tensor:
+    """What a torch module whose layers are bound to one holder answers, [B, ...]; sets the moment if there is one."""
+    parts = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    holder = holder_of(module)
+    if parts and holder is not None:
+        holder.now = Moment(**parts)
+    try:
+        return first_tensor(module(**nested({**own, **constants})))
+    finally:
+        if holder is not None:
+            holder.now = None
+
+
+def holder_of(module: nn.Module) -> MomentHolder | None:
+    """The holder that a module's layers share, if any of them has one."""
+    return next((layer.holder for layer in module.modules() if hasattr(layer, "holder")), None)  # type: ignore[return-value]
+
+
+def needs_moment(module: nn.Module) -> bool:
+    """Whether any layer's input scale depends on time, or any layer looks features up."""
+    return any(
+        layer.follows_time if isinstance(layer, QuantizedLayer) else hasattr(layer, "holder")
+        for layer in module.modules()
+    )

@@ -1,0 +1,294 @@
+"""Activation grids that follow time: for inputs of a finite set, and for all others. Must not know models or layers.
+
+Finite set calibration (FSC; Huang et al., TFMQ-DM, CVPR 2024, section 4.2). The input of a temporal layer takes one
+value x_t for each timestep t of a schedule, so every t gets a grid of its own:
+
+    x^_t = clamp(round(x_t / s_t) + z_t, 0, 2^b - 1),    Q(x_t) = s_t (x^_t - z_t)
+    (s_t, z_t) = the grid over [r min(x_t, 0), r max(x_t, 0)] with r in {1.00, 0.99, ... 0.21} of least |x_t - Q(x_t)|^p
+
+The published search (80 ratios, p = 2.4) unchanged, all slots at once.
+
+Everything else (x depends on the picture too) has, as in TFMQ-DM's released code, ranges of its own at each step, from
+histograms. What we changed: one zero point z per layer for all steps and branches, only the scale follows time,
+
+    s_c = argmin_s E_c |x - Q_{s,z}(x)|^p for each cell c = (step, branch),  z = argmin_z sum_c E_c |x - Q_{s_c,z}(x)|^p
+
+so a layer divides its input by s_c, rounds it on one grid, and needs no weights that depend on time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from quant.clock import BRANCHES, COND, UNCOND
+from quant.errors import CalibrationError
+from quant.observe import Histogram, percentile_ends
+from quant.recipe import FLOAT_BITS, Activations
+
+PUBLISHED_POWER = 2.4
+"""p of TFMQ-DM's range search."""
+CLIP_RATIOS = tuple(1.0 - 0.01 * step for step in range(80))
+_TINY = torch.finfo(torch.float32).tiny
+_SHARES = tuple(1.12 - 0.015 * step for step in range(72))
+"""Of the scale that covers all of a cell to half a step: candidates for its own."""
+
+Cell = tuple[int, int]
+"""Slot and branch."""
+
+
+def finite_set_grids(x: Tensor, bits: int, power: float = PUBLISHED_POWER) -> tuple[Tensor, Tensor]:
+    """FSC: a grid for each slot of a finite set of inputs.
+
+    A slot whose inputs are all zero gets the grid over the range of all slots together, which holds zero exactly.
+
+    Args:
+        x: [slots, ...] all inputs that a layer gets at each slot.
+        bits: width of the unsigned integers.
+        power: p of the error.
+
+    Returns:
+        scales [slots] float32 and zero points [slots] int32.
+
+    Raises:
+        CalibrationError: an input is NaN or infinite, or all of them are zero.
+    """
+    points, high = x.detach().float().flatten(1), (1 << bits) - 1
+    if not bool(torch.isfinite(points).all()):
+        raise CalibrationError("the finite set of inputs holds NaN or infinity")
+    full, zero_points = _grids_over(points.amin(1), points.amax(1), high)
+    best, least = full, torch.full_like(full, math.inf)
+    for ratio in CLIP_RATIOS:
+        error = _set_error(points, full * ratio, zero_points, high, power)
+        best = torch.where(error < least, full * ratio, best)
+        least = torch.minimum(error, least)
+    return best, zero_points.to(torch.int32)
+
+
+def _grids_over(low: Tensor, top: Tensor, high: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points [slots] of grids over [low, top], widened to hold zero; empty ones over all of them."""
+    low, top = low.clamp(max=0.0), top.clamp(min=0.0)
+    empty = (top - low) / high < _TINY
+    low, top = torch.where(empty, low.min(), low), torch.where(empty, top.max(), top)
+    scales = (top - low) / high
+    if bool((scales < _TINY).any()):
+        raise CalibrationError("no range to quantize: the finite set holds nothing but zeros")
+    return scales, (-low / scales).round().clamp(0, high)
+
+
+def _set_error(points: Tensor, scales: Tensor, zero_points: Tensor, high: int, power: float) -> Tensor:
+    return (round_set(points, scales, zero_points, high) - points).abs().pow(power).sum(1)
+
+
+def round_set(points: Tensor, scales: Tensor, zero_points: Tensor, high: int) -> Tensor:
+    """Q(x) of points [slots, n], by a scale and a zero point for each slot and integers 0 .. high."""
+    scale, zero_point = scales[:, None], zero_points[:, None]
+    integers = ((points / scale).round() + zero_point).clamp(0, high)
+    return (integers - zero_point) * scale
+
+
+def time_grids(
+    each: Mapping[Cell, Histogram], total: Histogram, slots: int, activations: Activations
+) -> tuple[Tensor, int]:
+    """Scales for each slot and branch, and the one zero point that goes with all of them.
+
+    The branch UNKNOWN, and a branch that was not seen at a slot, get the scale for all that was seen at that slot (the
+    union). A slot at which nothing was seen, or nothing but zeros, gets the scale for the layer's whole input.
+    `activations.range` is "minmax" (the smallest scale that leaves no number further than half a step from the grid),
+    "percentile" (the same over percentiles), or "mse" (the least mean of |x - Q(x)|**power). The zero point is that
+    of the least sum of those means over the cells that were asked for.
+
+    Args:
+        each: what was seen in each cell (slot, branch); cells may be missing.
+        total: all that was seen.
+        slots: number of rows of the result.
+        activations: bits and range; whether steps and branches have scales of their own ("each") or share one.
+
+    Returns:
+        scales [slots, BRANCHES] float32, and the zero point.
+
+    Raises:
+        CalibrationError: nothing but zeros was seen, or the activations are to stay float.
+        ValueError: a cell names a slot that is not there.
+    """
+    _check(each, slots, activations)
+    shared = activations.steps == "shared"
+    layout = _laid_out(_without_steps(each) if shared else each, total, 1 if shared else slots, activations)
+    cells = _Cells.of(layout.histograms, activations)
+    shares = _SHARES if activations.range == "mse" else (1.0,)
+    zero_point = _zero_point(cells.take(sorted(layout.counted)), shares)
+    scales = _least(cells, zero_point, shares)[1][layout.table]
+    return scales.expand(slots, BRANCHES).contiguous(), zero_point
+
+
+def union(histograms: Iterable[Histogram]) -> Histogram:
+    """One histogram of all that several counted."""
+    whole = Histogram()
+    for histogram in histograms:
+        whole.merge(histogram)
+    return whole
+
+
+def _check(each: Mapping[Cell, Histogram], slots: int, activations: Activations) -> None:
+    if activations.bits == FLOAT_BITS:
+        raise CalibrationError("no grids for activations that stay float")
+    strange = sorted(cell for cell in each if not (0 <= cell[0] < slots and 0 <= cell[1] < BRANCHES))
+    if strange:
+        raise ValueError(f"cells must be (slot below {slots}, branch below {BRANCHES}), got {strange[:5]}")
+
+
+def _without_steps(each: Mapping[Cell, Histogram]) -> dict[Cell, Histogram]:
+    branches = sorted({branch for _, branch in each})
+    return {(0, own): union(seen for (_, branch), seen in each.items() if branch == own) for own in branches}
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The histograms that get a scale each, the first being the layer's whole input, and where the scales go.
+
+    Attributes:
+        table: [slots, BRANCHES] int64, index into `histograms`.
+        counted: indices of those by whose error the zero point is chosen.
+    """
+
+    histograms: list[Histogram]
+    table: Tensor
+    counted: set[int] = field(default_factory=set)
+
+    def place(self, histogram: Histogram, high: int) -> int:
+        """The index of a histogram, put in if its range is wider than zero; else that of the whole input."""
+        if _is_empty(histogram, high):
+            return 0
+        self.histograms.append(histogram)
+        return len(self.histograms) - 1
+
+
+def _is_empty(histogram: Histogram, high: int) -> bool:
+    return len(histogram.counts) == 0 or (max(histogram.high, 0.0) - min(histogram.low, 0.0)) / high < _TINY
+
+
+def _laid_out(each: Mapping[Cell, Histogram], total: Histogram, slots: int, activations: Activations) -> _Layout:
+    high = (1 << activations.bits) - 1
+    if _is_empty(total, high):
+        raise CalibrationError("no range to quantize: the layer was fed nothing, or nothing but zeros")
+    layout = _Layout([total], torch.zeros(slots, BRANCHES, dtype=torch.int64))
+    for slot in range(slots):
+        seen = {branch: each[slot, branch] for branch in range(BRANCHES) if (slot, branch) in each}
+        layout.table[slot] = together = layout.place(union(seen.values()), high)
+        own = [branch for branch in (UNCOND, COND) if branch in seen and len(seen) > 1]
+        if activations.branches == "shared" or not own:
+            layout.counted.add(together)
+            continue
+        for branch in own:
+            layout.table[slot, branch] = place = layout.place(seen[branch], high)
+            layout.counted.add(place)
+    layout.counted = (layout.counted - {0}) or {0}
+    return layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Several histograms side by side.
+
+    Attributes:
+        centres, weights: [cells, bins] float32, middle and share of each bin that holds something; padded with zeros.
+        low, top: [cells] float32, the ends that a grid without clipping spans; low <= 0 <= top.
+        high: the grid's largest integer.
+        power: p of the error.
+    """
+
+    centres: Tensor
+    weights: Tensor
+    low: Tensor
+    top: Tensor
+    high: int
+    power: float
+
+    @classmethod
+    def of(cls, histograms: Sequence[Histogram], activations: Activations) -> _Cells:
+        """The cells of some histograms."""
+        filled = [histogram.counts > 0 for histogram in histograms]
+        centres = torch.zeros(len(histograms), max(int(bins.sum()) for bins in filled))
+        weights = torch.zeros_like(centres)
+        for row, (histogram, bins) in enumerate(zip(histograms, filled, strict=True)):
+            centres[row, : bins.sum()] = torch.from_numpy(histogram.centres[bins]).float()
+            weights[row, : bins.sum()] = torch.from_numpy(histogram.counts[bins] / histogram.total).float()
+        ends = torch.tensor([_ends(histogram, activations) for histogram in histograms], dtype=torch.float32)
+        return cls(centres, weights, ends[:, 0], ends[:, 1], (1 << activations.bits) - 1, activations.power)
+
+    def take(self, index: list[int]) -> _Cells:
+        """Some of the cells."""
+        low, top = self.low[index], self.top[index]
+        return _Cells(self.centres[index], self.weights[index], low, top, self.high, self.power)
+
+    def covering(self, zero_point: int) -> Tensor:
+        """[cells] the smallest scales at which no end is further than half a step from the grid."""
+        return torch.maximum(-self.low / (zero_point + 0.5), self.top / (self.high - zero_point + 0.5))
+
+    def errors(self, scales: Tensor, zero_point: int) -> Tensor:
+        """[cells] mean of |x - Q(x)|**power."""
+        steps = self.centres / scales[:, None]
+        missed = steps.round().clamp_(-zero_point, self.high - zero_point).sub_(steps).abs_()
+        missed = missed.square_() if self.power == 2.0 else missed.pow_(self.power)
+        return missed.mul_(self.weights).sum(1) * scales**self.power
+
+
+def _ends(histogram: Histogram, activations: Activations) -> tuple[float, float]:
+    low, top = histogram.low, histogram.high
+    if activations.range == "percentile":
+        low, top = percentile_ends(histogram, activations.percentile)
+    if min(low, 0.0) == max(top, 0.0):  # all between the percentiles is zero: nothing can be left out
+        low, top = histogram.low, histogram.high
+    return min(low, 0.0), max(top, 0.0)
+
+
+def _least(cells: _Cells, zero_point: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """[cells] least error, and the scale that has it, the larger one on a tie."""
+    full = cells.covering(zero_point)
+    best, least = full, torch.full_like(full, math.inf)
+    for share in shares:
+        error = cells.errors(full * share, zero_point)
+        best = torch.where(error < least, full * share, best)
+        least = torch.minimum(error, least)
+    return least, best
+
+
+def _zero_point(cells: _Cells, shares: Sequence[float]) -> int:
+    """The zero point of least total error: a coarse look everywhere, steps that halve around the best, a close look."""
+    if not bool((cells.low < 0).any()):
+        return 0
+    if not bool((cells.top > 0).any()):
+        return cells.high
+    totals: dict[int, float] = {}
+
+    def error(zero_point: int) -> float:
+        if zero_point not in totals:
+            totals[zero_point] = _total(cells, zero_point, shares[::8])
+        return totals[zero_point]
+
+    coarse = _coarse(cells.high)
+    best = min(coarse, key=error)
+    stride = max(after - before for before, after in pairwise(coarse)) // 2
+    while stride >= 1:
+        around = (best, max(0, best - stride), min(cells.high, best + stride))
+        best = min(around, key=error)
+        stride //= 2
+    finalists = sorted(totals, key=error)[:4]
+    return min(finalists, key=lambda zero_point: _total(cells, zero_point, shares[::2]))
+
+
+def _total(cells: _Cells, zero_point: int, shares: Sequence[float]) -> float:
+    return float(_least(cells, zero_point, shares)[0].double().sum())
+
+
+def _coarse(high: int) -> list[int]:
+    """Zero points to look at first: all of a small grid, else closer together towards the ends."""
+    if high <= 31:
+        return list(range(high + 1))
+    half = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    return sorted({place for value in half if value <= high for place in (value, high - value)})
