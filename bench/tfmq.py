@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 import quant
 from bench import tfmq_report
@@ -29,8 +28,8 @@ from pipelines.quantized import denoiser_sha256, halftone_version, load_quantize
 from zoo.build import MODEL, ZOO, Means, calibration_prompts, card_of, measure, model_defaults, tasks
 
 WORK = Path("build/tfmq")
-ITERATIONS = 300
-TEMPORAL_ITERATIONS = 1000
+ITERATIONS = 150
+TEMPORAL_ITERATIONS = 500
 PROMPTS = 256
 CALIBRATION_PROMPTS = 32
 
@@ -123,12 +122,8 @@ def _calibrating(recipe: quant.Recipe) -> quant.Recipe:
 
 
 def _stage_key(row: Row) -> str:
-    """Equal for rows whose reconstructed weights are the same: temporal layers that are kept apart do not matter."""
-    recipe = row.recipe
-    own = recipe.temporal.maintenance == "none"
-    told = (recipe.weights, recipe.rounding, recipe.rules, recipe.split_skips, recipe.scope, own, row.group)
-    inputs = recipe.activations if recipe.rounding.activation_iterations else None
-    return hashlib.sha256(repr((told, inputs)).encode()).hexdigest()[:24]
+    """Equal for rows whose reconstructed weights are the same."""
+    return hashlib.sha256(f"{quant.reconstruction_key(row.recipe)} {row.group}".encode()).hexdigest()[:24]
 
 
 class Remembered:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import quant
+from quant.recipe import Temporal
 
 Bits = tuple[int, int]
 """Of weights and activations; 32 activations are float."""
@@ -71,7 +72,7 @@ def _row(method: str, bits: Bits, seed: int, iterations: int, temporal_iteration
     return Row(method, bits, seed, base.model_copy(update={**changes, "name": label, "scope": scope}), scope)
 
 
-def _temporal(method: str, bits: Bits, iterations: int) -> dict[str, Any]:
+def _temporal(method: str, bits: Bits, iterations: int) -> Temporal:
     same: dict[str, Any] = {"bits": bits[0], "activation_bits": bits[1], "iterations": iterations}
     ways: dict[str, dict[str, Any]] = {
         "tiar": {"maintenance": "tib", "rounding": "adaround", "steps": "shared"},
@@ -79,4 +80,4 @@ def _temporal(method: str, bits: Bits, iterations: int) -> dict[str, Any]:
         "cache": {"maintenance": "cache", "storage": "float32"},
         "selected": {"maintenance": "select", "rounding": "adaround", "steps": "each", "storage": "int8"},
     }
-    return quant.Temporal.model_validate({**same, **ways[method]})  # type: ignore[return-value]
+    return Temporal.model_validate({**same, **ways[method]})

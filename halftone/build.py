@@ -67,10 +67,12 @@ def quantize_model(
     *,
     samples: int | None = None,
     seed: int = 0,
+    fast: bool = False,
 ) -> Made:
     """Quantizes a model's denoiser and writes the artifact, by default where a server of this data folder looks.
 
-    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own.
+    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own. `fast` rounds weights
+    to nearest where the recipe reconstructs them.
 
     Raises:
         HalftoneError: the model, the recipe, the prompts or the weights are at fault; the message says how.
@@ -81,6 +83,7 @@ def quantize_model(
     chosen = choose_subjects(found, prompts, samples, CALIBRATION_SAMPLES, unseen=False)
     with library_faults():
         plan = quant.load_recipe(recipe)
+        plan = plan.fast() if fast else plan
         place = out or settings.artifacts_dir / found.card.id / plan.name
         order = Order(
             folder=found.folder,
@@ -109,17 +112,20 @@ def find_model(model: str, settings: WorkerSettings, progress: Progress) -> Foun
     if not folder.is_dir() and REPO.fullmatch(model):
         progress(f"pulling {model}", 0, 1)
         folder = pulled(model) or pull_model(model, None, None)
-    if folder.is_dir() and folder.absolute() not in settings.models:
-        settings = settings.model_copy(update={"models": (*settings.models, folder.absolute())})
     catalog = Catalog.scan(settings)
-    cards = [card for card in catalog.models.values() if folder.is_dir() and card.folder == folder.absolute()]
-    if folder.is_dir() and not cards and model not in catalog.models:
-        faults = [fault for fault in catalog.faults if str(folder.absolute()) in fault]
-        raise InvalidRequest(f"{model} cannot be used: {'; '.join(faults)}", param="model")
-    card = cards[0] if cards else catalog.card(model)
+    if folder.is_dir() and _card_of(catalog, folder) is None:
+        catalog = Catalog.scan(settings.model_copy(update={"models": (*settings.models, folder.absolute())}))
+        if _card_of(catalog, folder) is None and model not in catalog.models:
+            faults = "; ".join(fault for fault in catalog.faults if str(folder.absolute()) in fault)
+            raise InvalidRequest(f"{model} cannot be used: {faults}", param="model")
+    card = _card_of(catalog, folder) or catalog.card(model)
     if card.folder is None:
         raise UnknownModel(f"model {card.id} has no weights", param="model")
     return Found(card, card.folder, catalog)
+
+
+def _card_of(catalog: Catalog, folder: Path) -> ModelCard | None:
+    return next((card for card in catalog.models.values() if card.folder == folder.absolute()), None)
 
 
 def choose_subjects(

@@ -16,6 +16,7 @@ from halftone.build import Found, Progress, choose_subjects, find_model, library
 from halftone.local import open_denoiser
 from jobs.profile import FLOAT, Defaults, ModelCard
 from pipelines.families import Subject
+from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import load_components, quiet
 from workers.settings import WorkerSettings
@@ -71,6 +72,9 @@ COLUMNS = (
     *("Fréchet", "weights MB", "of float %", "seconds"),
 )
 
+NOTHING = "-"
+"""The cell of what was not measured."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -101,6 +105,12 @@ class Evaluation:
         """One row for each profile."""
         return [_row(one, self.float_weights_bytes[one.profile]) for one in self.found]
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column heads and rows of cells, without columns in which nothing was measured."""
+        rows = [row.cells() for row in self.rows]
+        told = [place for place in range(len(COLUMNS)) if any(row[place] != NOTHING for row in rows)]
+        return [COLUMNS[place] for place in told], [[row[place] for place in told] for row in rows]
+
     def as_json(self) -> dict[str, Any]:
         """All numbers, as plain JSON."""
         return {
@@ -111,9 +121,10 @@ class Evaluation:
             "seed": self.seed,
             "pictures": len(self.subjects),
             "notes": list(self.notes),
-            "profiles": [one.as_json() | {"float_weights_bytes": self.float_weights_bytes[one.profile]}
-                         for one in self.found],
-        }  # fmt: skip
+            "profiles": [
+                one.as_json() | {"float_weights_bytes": self.float_weights_bytes[one.profile]} for one in self.found
+            ],
+        }
 
 
 def evaluate_model(
@@ -146,6 +157,8 @@ def evaluate_model(
 
     with library_faults():
         components = load_components(at.folder)
+        progress("temporal features", 0, 1)
+        features = temporal_features(components, list(cards.values()), chosen.subjects[0], at.card.defaults)
         found = evaluate(
             components,
             {name: open_denoiser(at.catalog, at.card.id, name, components, settings) for name in names},
@@ -154,6 +167,7 @@ def evaluate_model(
             seed=seed,
             checker=_checker(chosen.scenes) if chosen.scenes else None,
             reference=reference,
+            features=features,
             on_picture=keep,
             progress=progress,
         )
@@ -180,7 +194,7 @@ def _row(one: ProfileFidelity, float_weights_bytes: int) -> Row:
 
 
 def _or_dash(value: float | None, form: str, times: float = 1) -> str:
-    return "-" if value is None else form.format(times * value)
+    return NOTHING if value is None else form.format(times * value)
 
 
 def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[ShapesWorld | None, list[str]]:

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 from torch import Tensor
 
-from halftone.evaluation import COLUMNS, Evaluation
+from halftone.evaluation import Evaluation
 from halftone.plots import Picture, plot_samples, plot_temporal, plot_trajectory
 from jobs.errors import InvalidRequest
 from jobs.profile import FLOAT
@@ -72,6 +72,7 @@ def write_files(evaluation: Evaluation, folder: Path) -> list[Path]:
 def page(evaluation: Evaluation, plots: Sequence[str]) -> str:
     """The Markdown page: settings, table, plots, what the columns mean."""
     at = evaluation.defaults
+    columns, rows = evaluation.table()
     guidance = f", guidance {at.guidance_scale:g}" if at.guidance_scale != 1 else ""
     lines = [
         f"# {evaluation.model}: profiles against float",
@@ -79,14 +80,14 @@ def page(evaluation: Evaluation, plots: Sequence[str]) -> str:
         f"{evaluation.pipeline}, {len(evaluation.subjects)} pictures of {at.width}x{at.height}, "
         f"{at.num_inference_steps} steps{guidance}, seeds from {evaluation.seed}.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in evaluation.rows),
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
         "",
         *(line for note in evaluation.notes for line in (note, "")),
     ]
     for name in plots:
-        lines += [ABOUT[name], "", f"![{ABOUT[name]}]({name})", ""]
+        lines += [ABOUT[name], "", f"![{Path(name).stem}]({name})", ""]
     return "\n".join([*lines, MEANINGS, ""])
 
 

@@ -6,6 +6,7 @@ The one file that imports matplotlib; it draws by the Agg canvas, which needs no
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ COLOURS = ("#1f6fb4", "#d9622b", "#2f8f5b", "#8a52a8", "#b8960c", "#c23b6b", "#4
 """By place; apart in hue and in lightness. After eight they begin again, dotted."""
 
 DPI = 120
-CAPTION_WIDTH = 20
+CAPTION_WIDTH, CAPTION_LENGTH = 22, 110
 
 
 def plot_trajectory(path: Path, distances: Series) -> None:
@@ -61,7 +62,10 @@ def plot_temporal(path: Path, worst: Series, mean: Series, mismatch: Series) -> 
 def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Sequence[str]) -> None:
     """A grid: a row for each profile, a column for each of its pictures under its caption."""
     columns = len(captions)
-    figure = Figure(figsize=(0.9 + 1.5 * columns, 0.7 + 1.6 * len(rows)), layout="constrained")
+    texts = ["\n".join(textwrap.wrap(textwrap.shorten(caption, CAPTION_LENGTH), CAPTION_WIDTH)) for caption in captions]
+    lines = max(text.count("\n") + 1 for text in texts)
+    figure = Figure(figsize=(0.4 + 1.5 * columns, 0.2 + 0.15 * lines + 1.5 * len(rows)))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, pictures) in zip(grid, rows.items(), strict=True):
         for axes, picture in zip(line, pictures, strict=True):
@@ -69,8 +73,8 @@ def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Se
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=10)
-    for axes, caption in zip(grid[0], captions, strict=True):
-        axes.set_title("\n".join(textwrap.wrap(caption, CAPTION_WIDTH)), fontsize=7)
+    for axes, text in zip(grid[0], texts, strict=True):
+        axes.set_title(text, fontsize=7, parse_math=False)
     _save(figure, path)
 
 
@@ -93,4 +97,6 @@ def _describe(axes: Axes, title: str, what: str) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # a prompt may be in any script; boxes will do
+        figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})

@@ -114,7 +114,7 @@ def load_denoiser(components: Components) -> nn.Module:
 
 
 def load_skeleton(folder: Path) -> nn.Module:
-    """A model's denoiser on the meta device: its config and structure. Reads JSON only, and sees that weights are there.
+    """A model's denoiser on the meta device: its config and structure. Reads JSON only; sees that weights are there.
 
     Raises:
         UnsupportedModel: the folder is no pipeline of diffusers, or holds no denoiser or none that could be loaded.

@@ -134,7 +134,8 @@ class Order:
         defaults: at which settings.
         model: the model's id; by default the folder's name.
         seed: of calibration pictures and of reconstruction.
-        scratch: where finished stages are kept, so that a killed build goes on; by default beside `out`.
+        scratch: where finished stages are kept, so that a killed build goes on; by default beside `out` until it is
+            done. Orders that differ in what becomes of weights must not share one.
     """
 
     folder: Path
@@ -182,7 +183,8 @@ def quantize_folder(order: Order, progress: Progress = silent) -> Path:
         version=halftone_version(),
         build_seconds=calibrated + work.seconds,
     )
-    stages.discard()
+    if order.scratch is None:
+        stages.discard()
     progress("writing", 1, 1)
     return order.out / quant.MANIFEST
 
@@ -194,7 +196,7 @@ def scratch_of(out: Path) -> Path:
 
 def _key(order: Order, sha256: str) -> str:
     """Equal for two orders exactly when the stages of one may be used by the other."""
-    told = (order.recipe.model_dump_json(), sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
+    told = (quant.reconstruction_key(order.recipe), sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

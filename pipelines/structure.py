@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import quant
 from jobs.profile import Defaults
@@ -21,6 +20,7 @@ from pipelines.load import load_components, load_skeleton
 from pipelines.sizes import PUBLIC
 from pipelines.skeletons import fake_weights
 from pipelines.subjects import asks_of
+from quant.quantize import first_call as quant_first_call
 from quant.recipe import Storage
 from quant.temporal.discover import Discovery, TemporalLeaf, examine
 from quant.temporal.tables import chunk_width, chunks_of, table_bytes
@@ -132,30 +132,15 @@ def grouped(rows: Sequence[ModuleRow]) -> list[ModuleRow]:
     return [_merged(members) for members in groups.values()]
 
 
-class _Heard(Exception):
-    """Ends a pipeline's run at its first call of the denoiser; never leaves this file."""
-
-    def __init__(self, call: quant.Call) -> None:
-        self.call = call
-
-
 def first_call(folder: Path, defaults: Defaults) -> quant.Call:
     """The first call that a pipeline makes of its denoiser, one row of it: a picture of anything, by the defaults.
 
     Raises:
         UnsupportedModel: the folder holds no pipeline that we can load.
     """
-
-    def listen(call: quant.Call) -> Tensor:
-        raise _Heard(call)
-
     asks = asks_of(folder)
     subjects = ["a picture"] if asks.kind == "prompt" else asks.spread(1)
-    try:
-        runner(load_components(folder), subjects, defaults)(listen)
-    except _Heard as heard:
-        return heard.call.take(torch.tensor([0]))
-    raise RuntimeError(f"the pipeline in {folder} ended without a call of its denoiser")
+    return quant_first_call(runner(load_components(folder), subjects, defaults))
 
 
 def _row(leaf: TemporalLeaf, piece: int) -> ModuleRow:

@@ -24,8 +24,6 @@ from quant.errors import CalibrationError, QuantError
 from quant.layers import (
     FloatLayer,
     Quantized,
-    QuantizedLayer,
-    SplitLayer,
     bind,
     layer_kind,
     quantizable_layers,
@@ -80,6 +78,19 @@ class _Fate:
     form: LayerForm | None = None
     because: str = ""
     effect: float | None = None
+
+
+def reconstruction_key(recipe: Recipe) -> str:
+    """Equal for two recipes exactly when the same statistics give them the same reconstructed weights.
+
+    Grids of inputs do not matter, for weights are reconstructed on float inputs; nor does what becomes of temporal
+    layers that are treated apart.
+    """
+    rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
+    learned = (recipe.rounding.activation_iterations, recipe.activations) if recipe.rounding.activation_iterations else ()
+    apart = recipe.temporal.maintenance != "none"
+    rules = [(rule.match, rule.keep, rule.weights) for rule in recipe.rules]
+    return repr((recipe.weights, rounding, learned, rules, recipe.split_skips, recipe.scope, apart))
 
 
 class _Enough(Exception):

@@ -160,6 +160,14 @@ class Recipe(BaseModel):
     sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 
+    def fast(self) -> Recipe:
+        """The recipe without iterations: weights rounded to nearest, temporal layers in closed form."""
+        rounding = Rounding()
+        temporal = self.temporal.model_copy(
+            update={"rounding": "closed" if self.temporal.rounding == "adaround" else self.temporal.rounding}
+        )
+        return self.model_copy(update={"rounding": rounding, "temporal": temporal})
+
     def decide(self, layer: str) -> Decision:
         """What the rules say of a layer's dotted name."""
         for rule in self.rules:

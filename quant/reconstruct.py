@@ -152,7 +152,7 @@ class _Job:
         for name, part in self._parts(unit):
             part.integers = stored[f"integers.{name}"].to(part.integers.device)
             if f"input_scale.{name}" in stored:
-                part.input_scale = stored[f"input_scale.{name}"].to(part.input_scale.device)
+                part.input_scale = stored[f"input_scale.{name}"].to(part.integers.device)
         return float(stored["loss"])
 
 

@@ -23,7 +23,7 @@ from quant.recipe import Rounding
 
 ZETA, GAMMA = 1.1, -0.1
 """Ends of the stretched sigmoid before it is clipped."""
-_CACHED = 1 << 15
+_CACHED = 1 << 16
 """Numbers of a block."""
 
 

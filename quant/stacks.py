@@ -172,7 +172,7 @@ def examine(module: nn.Module, names: Sequence[str], call: Call) -> dict[str, La
 
 def _probed(module: nn.Module, names: Sequence[str], call: Call) -> dict[str, _Probe]:
     probes: dict[str, _Probe] = {}
-    live = LiveBytes()
+    live = LiveBytes([*module.parameters(), *module.buffers(), *call.tensors().values()])
 
     def before(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: Any, keywords: Any) -> None:

@@ -7,7 +7,7 @@ at any time, and whoever lets it go on waits for it, so this is a coroutine, not
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,10 +71,11 @@ class Waiting:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, `now` is how many bytes of tensors that were made since are still alive."""
+    """Within it, `now` is how many bytes of tensors that were made since are still alive; `owned` are not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, owned: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     @property
@@ -90,7 +91,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                self._made[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
+                if storage.data_ptr() not in self._owned:  # else a view of a weight
+                    self._made[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
         return output
 
 

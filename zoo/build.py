@@ -7,6 +7,7 @@ training nor calibration has seen.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,11 +124,11 @@ def card_of(artifact: Path) -> ProfileCard:
 def build(recipe_name: str, cache: Path, count: int) -> None:
     """Quantize by one built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
     folder, out = ZOO / "models" / MODEL, ZOO / "artifacts" / MODEL / recipe_name
-    defaults = model_defaults(folder)
+    defaults, recipe = model_defaults(folder), quant.load_recipe(recipe_name)
     with Progress() as bar:
         line = bar.add_task(recipe_name)
         quantize_folder(
-            Order(folder, out, quant.load_recipe(recipe_name), calibration_prompts(), defaults, MODEL),
+            Order(folder, out, recipe, calibration_prompts(), defaults, MODEL, scratch=_scratch(cache, recipe)),
             lambda what, done, total: bar.update(line, description=what, completed=done, total=total),
         )
     components, card = load_components(folder), card_of(out)
@@ -141,6 +142,12 @@ def build(recipe_name: str, cache: Path, count: int) -> None:
         print(json.dumps(one.summary() | {"profile": one.profile}))
     summary = found[recipe_name].summary() | {"float_seconds": found["float"].seconds}
     quant.set_fidelity(out, summary)
+
+
+def _scratch(cache: Path, recipe: quant.Recipe) -> Path:
+    """Where stages lie: recipes that reconstruct the same weights share them."""
+    key = hashlib.sha256(quant.reconstruction_key(recipe).encode()).hexdigest()[:16]
+    return cache / "stages" / key
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ def quantize(
         typer.Option("--samples", "--limit", min=1, help="Pictures to calibrate on [default: all prompts, or 64]."),
     ] = None,
     seed: Seed = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Round to nearest where the recipe reconstructs weights.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write [default: where a server looks].")] = None,
     json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def quantize(
     from halftone.build import quantize_model
 
     with _progress() as progress:
-        made = quantize_model(model, recipe, lines, out, progress, samples=samples, seed=seed)
+        made = quantize_model(model, recipe, lines, out, progress, samples=samples, seed=seed, fast=fast)
     if json:
         render.emit_json({"folder": str(made.folder), "profile": made.card})
         return
@@ -67,7 +68,7 @@ def evaluate(
     """Compare a model's profiles with float on the same prompts and seeds: fidelity, size, seconds."""
     names = [name.strip() for name in profiles.split(",") if name.strip()] if profiles else None
     lines = read_prompts(prompts) if prompts else None
-    from halftone.evaluation import COLUMNS, evaluate_model
+    from halftone.evaluation import evaluate_model
     from halftone.evaluation_files import require_writable, write_files
 
     if out is not None:
@@ -78,7 +79,7 @@ def evaluate(
     if json:
         render.emit_json([asdict(row) for row in found.rows])
     else:
-        render.emit_table(COLUMNS, [row.cells() for row in found.rows])
+        render.emit_table(*found.table())
     for note in (*found.notes, *map(str, files)):
         render.note(note)
 

@@ -49,18 +49,19 @@ def open_backend(
     executable = _open(name, module, manifest, options)
     if manifest.temporal is None:
         return executable
-    return TimedExecutable(executable, feature_source(artifact, manifest, empty))
+    return TimedExecutable(executable, feature_source(artifact, manifest, empty), manifest.temporal.width)
 
 
 def feature_source(artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module]) -> FeatureSource:
     """What knows the moment of a call of an artifact that has per-time tables."""
-    if manifest.temporal is None:
+    plan = manifest.temporal
+    if plan is None:
         raise BackendError(f"{artifact} holds nothing that depends on time")
 
     def program() -> TemporalProgram:
-        return TemporalProgram(load_fallback(empty(), artifact, manifest), manifest.temporal.leaves)
+        return TemporalProgram(load_fallback(empty(), artifact, manifest), plan.leaves)
 
-    return FeatureSource(manifest.temporal, program if manifest.fallback else None)
+    return FeatureSource(plan, program if manifest.fallback else None)
 
 
 def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, options: Options) -> Executable:

@@ -51,8 +51,7 @@ def convert(module: nn.Module, call: Call) -> Any:
         # tracing is deprecated in torch, and warns of every shape check that it takes for constant
         warnings.simplefilter("ignore")
         try:
-            traced = torch.jit.trace(_Flat(module, example), tuple(example.tensors().values()), check_trace=False)
-            model = openvino.convert_model(traced, example_input=tuple(example.tensors().values()))
+            model = openvino.convert_model(_Flat(module, example), example_input=tuple(example.tensors().values()))
         except Exception as error:
             raise BackendError(f"OpenVINO cannot take over {type(module).__name__}: {error}") from error
     names = list(example.tensors())
@@ -64,9 +63,10 @@ def convert(module: nn.Module, call: Call) -> Any:
     return model
 
 
-def input_names(model: Any) -> list[str]:
-    """Which of a call's tensors a converted graph takes, in its order."""
-    return [port.get_any_name() for port in model.inputs]
+def input_names(model: Any, call: Call) -> list[str]:
+    """Which of a call's tensors a converted or compiled graph takes, in its order; compiling may add other names."""
+    known = call.tensors().keys()
+    return [next(name for name in port.get_names() if name in known) for port in model.inputs]
 
 
 def shapes(model: Any, call: Call, rows: int) -> dict[Any, list[int]]:
@@ -74,7 +74,7 @@ def shapes(model: Any, call: Call, rows: int) -> dict[Any, list[int]]:
     told = {one.name: one for one in call.inputs()}
     return {
         port: [*([rows] if told[name].per_row else []), *told[name].shape]
-        for port, name in zip(model.inputs, input_names(model), strict=True)
+        for port, name in zip(model.inputs, input_names(model, call), strict=True)
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quant.backends.call import Call, Executable, nested
@@ -24,9 +25,9 @@ PREFIX = "moment."
 class TimedExecutable:
     """An executable of an artifact with per-time tables: finds each call's moment, then runs it. Calls take turns."""
 
-    def __init__(self, executable: Executable, source: FeatureSource) -> None:
-        self._executable = executable
-        self._source = source
+    def __init__(self, executable: Executable, source: FeatureSource, width: int) -> None:
+        """`width`: numbers of all looked-up features for one timestep."""
+        self._executable, self._source, self._width = executable, source, width
         self._turn = threading.Lock()
 
     @property
@@ -43,6 +44,9 @@ class TimedExecutable:
         """The denoiser's output [B, ...] float32."""
         with self._turn:
             moment = self._source.moment(call)
+        if moment.features is None and self._width:
+            # always there, so that one compiled graph serves rows that tables know and rows that they do not
+            moment = replace(moment, features=torch.zeros(*moment.slot.shape, self._width))
         return self._executable.run(timed(call, moment))
 
     def close(self) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.manifest import Manifest
 from quant.backends import convert, kernels, runtime
 from quant.backends.call import Call
 from quant.errors import BackendError
+from quant.manifest import Manifest
 
 BUCKETS = (1, 2, 4, 8, 16)
 """Numbers of rows that graphs are compiled for; larger calls run in parts."""
@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 class _Compiled:
     """One compiled graph with its one request; calls take turns."""
 
-    def __init__(self, model: Any, rows: int) -> None:
+    def __init__(self, model: Any, call: Call, rows: int) -> None:
         self.model = model
         self.rows = rows
-        self._names = convert.input_names(model)
+        self._names = convert.input_names(model, call)
         self._request = model.create_infer_request()
         self._turn = threading.Lock()
 
@@ -137,7 +137,7 @@ class OpenVinoExecutable:
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
-        return _Compiled(compiled, rows)
+        return _Compiled(compiled, call, rows)
 
     def _graph(self, call: Call) -> Path:
         """The traced graph on disk for calls of this signature; traced now if it is not there yet."""

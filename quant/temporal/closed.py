@@ -72,14 +72,14 @@ def round_columns(w: Tensor, scales: Tensor, bits: int, hessian: Tensor, free: i
     whole = torch.cat([order, torch.arange(count, count + free)])
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[whole][:, whole]))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
-    w, integers = w[:, whole].float(), torch.empty(w.shape[0], count, dtype=torch.int8)
+    left, integers = w.T[whole].float(), torch.empty(count, w.shape[0], dtype=torch.int8)  # columns as rows: contiguous
     for start in range(0, count, _BLOCK):
         stop = min(count, start + _BLOCK)
-        errors = torch.empty(w.shape[0], stop - start)
+        errors = torch.empty(stop - start, w.shape[0])
         for column in range(start, stop):
-            integer = (w[:, column] / scales).round().clamp(*integer_range(bits))
-            integers[:, order[column]] = integer.to(torch.int8)
-            error = errors[:, column - start] = (w[:, column] - integer * scales) / upper[column, column]
-            w[:, column + 1 : stop] -= error[:, None] * upper[column, column + 1 : stop]
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    return integers, w[:, count:]
+            integer = (left[column] / scales).round().clamp(*integer_range(bits))
+            integers[order[column]] = integer.to(torch.int8)
+            error = errors[column - start] = (left[column] - integer * scales) / upper[column, column]
+            left[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return integers.T.contiguous(), left[count:].T

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -104,14 +105,15 @@ def follow_call(module: nn.Module, call: Call) -> Discovery:
     Raises:
         UnknownStructure: as `discover`.
     """
-    mode = _mode(module)
-    flat = {name: mode.from_tensor(t) if call.role(name) in SAMPLED else t for name, t in _own(call).tensors().items()}
-    roles = {role: [flat[name] for name in names] for role, names in known_arguments(call).items()}
-    parts = dict(leaves(module))
-    try:
-        flow = follow(module, nested({**flat, **call.constants}), roles, parts, TEMPORAL)
-    except Exception as error:  # fake tensors fail in many ways, all of which mean the same
-        raise _unknown(module, error) from error
+    mode, parts = _mode(module), dict(leaves(module))
+    with torch.inference_mode(False):
+        own = _own(call)
+        flat = {name: mode.from_tensor(t) if own.role(name) in SAMPLED else t for name, t in own.tensors().items()}
+        roles = {role: [flat[name] for name in names] for role, names in known_arguments(own).items()}
+        try:
+            flow = follow(module, nested({**flat, **own.constants}), roles, parts, TEMPORAL)
+        except Exception as error:  # fake tensors fail in many ways, all of which mean the same
+            raise _unknown(module, error) from error
     times = sum(tensor.numel() for tensor in roles["time"]) or call.count
     found = tuple(
         TemporalLeaf(

@@ -109,9 +109,7 @@ def maintain(
     if len(names) > 1:
         return Maintained(bare, notes=(f"temporal layers stay float: there are several timesteps, {', '.join(names)}",))
     program = TemporalProgram(module, leaves)
-    task = _Task(
-        module, tuple(leaves), settings, example, {names[0]: statistics.schedule}, program, seed, progress
-    )
+    task = _Task(module, tuple(leaves), settings, example, {names[0]: statistics.schedule}, program, seed, progress)
     ways = {"tib": _by_layers, "cache": _by_tables, "select": _by_the_better}
     progress("temporal layers", 0, 1)
     try:
@@ -136,7 +134,11 @@ def temporal_reports(maintained: Maintained) -> dict[str, dict[str, object]]:
     for stub in plan.stubs:
         told[stub.name]["scheme"] = "dropped: only looked-up layers read it"
     for one in plan.lookups:
-        ways = {"cache": f"{one.storage} table", "hoist": "computed once a request", "select": f"{one.storage} table or"}
+        ways = {
+            "cache": f"{one.storage} table",
+            "hoist": "computed once a request",
+            "select": f"{one.storage} table or",
+        }
         computed = told[one.name].get("scheme", "")
         told[one.name]["scheme"] = f"{ways[one.strategy]} {computed}".strip()
     return told
@@ -165,7 +167,7 @@ def _by_the_better(task: _Task) -> Maintained:
     tib = _quantized(task)
     selection = _selection(task, cached, exact, tib)
     chosen = {one.name: one for one in selection.modules}
-    strategies: dict[str, Strategy] = {"cache": "cache", "tib": "tib", "both": "select"}  # type: ignore[dict-item]
+    strategies: dict[str, Strategy] = {"cache": "cache", "tib": "tib", "both": "select"}
     plan = make_plan(
         task.program,
         task.leaves,
@@ -233,9 +235,7 @@ def _quantized(task: _Task) -> _Tib:
         kind="stepwise" if stepwise else "plain",
     )
     layers = {name: _empty(layer, form) for name, layer in task.linears.items()}
-    result = reconstruct_tib(
-        task.program, layers, [_slot_call(task)], settings, seed=task.seed, progress=task.progress
-    )
+    result = reconstruct_tib(task.program, layers, [_slot_call(task)], settings, seed=task.seed, progress=task.progress)
     return _Tib(layers, form, result)
 
 

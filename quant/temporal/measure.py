@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def features_of(
     return {name: torch.stack(kept).clone() for name, kept in outputs.items()}
 
 
-def _keeping(kept: list[Tensor]) -> object:
+def _keeping(kept: list[Tensor]) -> Callable[..., None]:
     def keep(module: nn.Module, arguments: object, output: Tensor) -> None:
         kept.append(output.detach().float().flatten())
 

@@ -160,6 +160,7 @@ def make_plan(
 
     Raises:
         UnknownStructure: see `TemporalProgram.run`.
+        QuantError: a feature is NaN or infinite.
     """
     time, *others = times
     shapes = leaf_shapes(program, leaves, example, times)

@@ -142,7 +142,7 @@ class Reconstruction:
             exact = self.program.run(self.finite.call)
         for iteration in range(1, self.settings.iterations + 1):
             index = torch.randperm(rows, generator=generator)[:BATCH] if rows > BATCH else torch.arange(rows)
-            self.loss(soft, index, exact).backward()  # type: ignore[no-untyped-call]
+            self.loss(soft, index, exact).backward(inputs=soft.weights)  # type: ignore[no-untyped-call]
             soft.step(iteration)
             if iteration % _REPORTED == 0 or iteration == self.settings.iterations:
                 progress(WHAT, iteration, self.settings.iterations)

@@ -1,4 +1,4 @@
-"""Tiny random diffusers models whose temporal features are cut out, calls of them, and what an uncut model's hooks see."""
+"""Tiny random diffusers models, their temporal layers cut out, calls of them, and what hooks on an uncut one see."""
 
 from __future__ import annotations
 

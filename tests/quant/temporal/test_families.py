@@ -7,11 +7,13 @@ was a search; families that were not in it then have our own numbers.
 from __future__ import annotations
 
 import copy
-import gc
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from torch import nn
@@ -266,7 +268,7 @@ def cached(module: nn.Module, call: Call, schedule: tuple[float, ...]) -> tuple[
 def times_of(call: Call) -> tuple[float, ...]:
     times = call.timestep
     assert times is not None
-    return tuple(times.double().unique().tolist())
+    return tuple(sorted(set(times.double().flatten().tolist())))
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -294,25 +296,13 @@ def test_tables_answer_unless_the_text_or_a_constant_is_new() -> None:
         assert (name, source.fallbacks, source.hoists) == (name, fallbacks, hoists)
 
 
-def resident() -> int:
-    """Bytes of this process's memory, by the operating system."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
-
-
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 def test_a_qwen_image_shaped_model_loses_a_third_of_its_memory() -> None:
-    before = resident()
-    module = diffusers.QwenImageTransformer2DModel(
-        **{**TINY_DENOISERS["qwen-image"].config, "num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 4}
-        | {"axes_dims_rope": (16, 24, 24)},
-    )
-    module.eval().requires_grad_(False)
-    call = example_call(module)
-    whole = resident() - before
-    cut, plan, source = cached(module, call, times_of(call))
-    del module, source
-    rest = resident() - before
-    weights = sum(parameter.nbytes for parameter in cut.parameters())
-    assert plan.freed * 4 / (weights + plan.freed * 4) == pytest.approx(1 / 3, abs=0.01)
-    assert rest / whole == pytest.approx(2 / 3, abs=0.06)
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "tests.quant.temporal.shrink"]
+    fixed = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, cwd=root, env=fixed, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    before, whole, rest, share = json.loads(done.stdout)
+    assert share == pytest.approx(1 / 3, abs=0.02)
+    assert (whole - rest) / (whole - before) == pytest.approx(share, abs=0.04)

@@ -31,7 +31,9 @@ def moment(slot: Tensor, known: Tensor | None = None, features: Tensor | None = 
     return Moment(row, torch.zeros_like(row), slot, slot == slot if known is None else known, features)
 
 
-def lookup(storage: Storage | None = "float32", layout: Layout = LAYOUT, like: nn.Module | None = None) -> FeatureLookup:
+def lookup(
+    storage: Storage | None = "float32", layout: Layout = LAYOUT, like: nn.Module | None = None
+) -> FeatureLookup:
     found = FeatureLookup(like or nn.Linear(6, 12), layout, encode(VALUES, storage, 3) if storage else {})
     found.holder = MomentHolder()
     return found
@@ -91,7 +93,8 @@ def test_models_read_what_they_read_of_real_layers(dtype: torch.dtype) -> None:
     like = nn.Linear(6, 12, dtype=dtype)
     for layer in (lookup(like=like), FeatureStub(like, 12, by_index=False)):
         assert next(iter(layer.parameters())).dtype is layer.weight.dtype is dtype
-        assert (layer.in_features, layer.out_features) == (6, 12)
+        assert getattr(layer, "in_features", None) == 6
+        assert getattr(layer, "out_features", None) == 12
         assert sum(parameter.numel() for parameter in layer.parameters()) == 0
         assert "weight" not in layer.state_dict()
     stub = FeatureStub(like, 12, by_index=False)
@@ -184,16 +187,20 @@ class Small(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("with_features", [False, True])
 @pytest.mark.parametrize(
-    ("storage", "selected"),
-    [("float32", False), ("bfloat16", False), ("int8", False), ("int4", False), ("int4", True), (None, False)],
+    ("storage", "selected", "with_features"),
+    [
+        ("float32", False, False),
+        ("bfloat16", False, True),
+        ("int8", False, False),
+        ("int4", False, True),
+        ("int4", True, False),
+        (None, False, True),
+    ],
 )
 def test_openvino_takes_lookups_over(
     storage: Storage | None, selected: bool, with_features: bool, tmp_path: Path
 ) -> None:
-    if storage is None and not with_features:
-        pytest.skip("without a table there must be features")
     module = Small(storage, selected).eval().requires_grad_(False)
     bind(module, MomentHolder())
     x, times, features = torch.randn(3, 4), torch.tensor([1.0, 2.0, 3.0]), torch.randn(3, 12)
@@ -202,7 +209,7 @@ def test_openvino_takes_lookups_over(
     call = timed(Call({"x": x, "time": times}, StepClock.unknown(3), roles={"time": "time"}), now)
     graph = convert.convert(module, call)
     compiled = core().compile_model(graph, "CPU", properties(1, tmp_path))
-    arrays = [call.tensors()[name].numpy() for name in convert.input_names(graph)]
+    arrays = [call.tensors()[name].numpy() for name in convert.input_names(graph, call)]
     expected = run_timed(module, call.tensors(), call.constants).numpy()
     assert np.abs(compiled(arrays)[0] - expected).max() < 1e-5
 

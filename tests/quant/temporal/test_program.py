@@ -61,7 +61,9 @@ def test_gradients_flow_to_what_a_leaf_is_run_by() -> None:
     tiny = make("unet")
     _, program, _ = opened(tiny)
     call = tiny.call(torch.tensor([5.0, 250.0]))
-    weight = program.layers()["time_embedding.linear_1"].weight.detach().clone().requires_grad_()
+    first = program.layers()["time_embedding.linear_1"]
+    assert isinstance(first, nn.Linear)
+    weight = first.weight.detach().clone().requires_grad_()
 
     def apply(name: str, leaf: nn.Module, x: Tensor) -> Tensor:
         own = weight if name == "time_embedding.linear_1" else leaf.weight
@@ -187,8 +189,11 @@ def test_a_tensor_that_the_sample_was_written_into_is_not_known() -> None:
 def test_weights_between_leaves_that_are_missing_are_told() -> None:
     class Scaled(Toy):
         def __init__(self) -> None:
-            super().__init__(lambda h, sample, timestep: h * self.scale)
-            self.scale = nn.Parameter(torch.ones(8))
+            super().__init__(lambda h, sample, timestep: h)
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> Tensor:
+            return super().forward(sample, timestep * self.scale.sum())
 
     module = Scaled().requires_grad_(False)
     leaves = discover(module, toy_call([5.0]))
@@ -208,7 +213,8 @@ def test_layers_without_weights_and_other_modules_are_refused() -> None:
 def test_a_leaf_that_runs_twice_has_both_outputs() -> None:
     class Twice(Toy):
         def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> Tensor:
-            return super().forward(sample, timestep) + self.g_1(self.linear_1(timestep[:, None] * torch.ones(4)))
+            again: Tensor = self.g_1(self.linear_1(timestep[:, None] * torch.ones(4)))
+            return super().forward(sample, timestep) + again
 
     module = Twice(lambda h, sample, timestep: h).requires_grad_(False)
     leaves = discover(module, toy_call([5.0]))
@@ -249,6 +255,6 @@ def test_calls_in_inference_mode_can_be_played_with_gradients_later() -> None:
         first = {name: output.clone() for name, output in program.run(call).items()}
     weight = torch.ones(3, 8, requires_grad=True)
     found = program.run(call, lambda name, leaf, x: x @ weight.T if name == "g_1" else leaf(x))
-    found["g_1"].sum().backward()
+    found["g_1"].sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert torch.equal(found["g_2"], first["g_2"])

@@ -31,6 +31,10 @@ def rebuilt(
     return reconstruct_tib(program, layers, [call], settings, seed=seed), layers
 
 
+def weight_of(module: Denoiser, name: str) -> Tensor:
+    return module.get_parameter(f"{name}.weight")
+
+
 class Literal:
     """TIAR in plain numbers and loops: one V for each weight, gradients by differences, Adam by its equations."""
 
@@ -76,7 +80,7 @@ class Literal:
         def silu(x: list[float]) -> list[float]:
             return [y / (1 + math.exp(-y)) for y in x]
 
-        angles = [t * 10.0 ** (-i / 10) for i in (0, 10, 20, 30)]
+        angles = [t * 10.0**-i / 10 for i in range(4)]
         embedding = linear("linear_1", [math.sin(a) for a in angles] + [math.cos(a) for a in angles])
         embedding = linear("linear_2", silu(embedding))
         return [linear(name, silu(embedding)) for name in self.names if name.startswith("consumers")]
@@ -96,7 +100,8 @@ class Literal:
         if iteration < warm:
             return 0.0
         beta = 20 - 18 * (iteration - warm) / (self.iterations - warm)
-        return 0.01 * sum(1 - abs(2 * self.h(self.v[n][i][j]) - 1) ** beta for n, i, j in self.places())
+        left: float = sum(1 - abs(2 * self.h(self.v[n][i][j]) - 1) ** beta for n, i, j in self.places())
+        return 0.01 * left
 
     def step(self, iteration: int, times: list[float]) -> None:
         slopes = {}
@@ -141,7 +146,7 @@ def test_learning_rounds_so_that_features_are_kept() -> None:
     learned, layers = rebuilt(module, Temporal(bits=4, rounding="adaround", iterations=600))
     assert learned.loss < 0.6 * nearest.loss
     for name, layer in layers.items():  # up or down, never further, but for what lies beyond the grid
-        places = module.get_submodule(name).weight / layer.scales[:, None]
+        places = weight_of(module, name) / layer.scales[:, None]
         low, high = integer_range(4)
         assert float((layer.integers - places.clamp(low, high)).abs().max()) < 1.0 + 1e-5
 
@@ -185,7 +190,7 @@ def test_results_are_those_of_the_layers_in_the_model() -> None:
 
 @pytest.mark.parametrize("rounding", ["nearest", "closed", "adaround"])
 def test_equal_seeds_give_equal_layers(rounding: str) -> None:
-    settings = Temporal(bits=4, rounding=rounding, iterations=20)  # type: ignore[arg-type]
+    settings = Temporal(bits=4, rounding=rounding, iterations=20)
     module, call = make_denoiser(0), make_call(torch.linspace(990.0, 10.0, 40))  # more rows than a batch
     program = make_program(module, call)
 
@@ -222,6 +227,38 @@ def test_layers_that_are_not_to_be_quantized_stay_float() -> None:
     assert torch.equal(module.linear_1.weight, make_denoiser(0).linear_1.weight)
 
 
+@pytest.mark.parametrize("rounding", ["closed", "adaround"])
+def test_a_layer_that_runs_twice_is_fitted_to_both(rounding: str) -> None:
+    module = make_denoiser(0)
+    module.again = True
+    nearest, _ = rebuilt(module, Temporal(bits=4, rounding="nearest"))
+    result, _ = rebuilt(module, Temporal(bits=4, rounding=rounding, iterations=500))
+    assert "consumers.2#2" in result.exact
+    for name in ("consumers.2", "consumers.2#2"):
+        exact = result.exact[name]
+        assert (result.quantized[name] - exact).norm() < 0.9 * (nearest.quantized[name] - exact).norm()
+
+
+def test_the_float_model_gets_no_gradients() -> None:
+    module, call = make_denoiser(0).requires_grad_(True), make_call(SCHEDULE)
+    program = make_program(module, call)
+    layers = {name: layer for name, layer in empty_layers(program).items() if name != "linear_2"}
+    reconstruct_tib(program, layers, [call], Temporal(bits=4, rounding="adaround", iterations=3), seed=0)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not any(buffer.requires_grad for layer in layers.values() for buffer in layer.buffers())
+
+
+@pytest.mark.parametrize("rounding", ["closed", "adaround"])
+def test_models_in_half_precision_are_reconstructed(rounding: str) -> None:
+    module, call = make_denoiser(0).bfloat16(), make_call(SCHEDULE)
+    call = Call({**call.rows, "sample": call.rows["sample"].bfloat16()}, call.clock, roles=call.roles)
+    program = make_program(module, call)
+    settings = Temporal(bits=4, rounding=rounding, iterations=300)
+    result = reconstruct_tib(program, empty_layers(program), [call], settings, seed=0)
+    for name, exact in result.exact.items():
+        assert float((result.quantized[name] - exact).norm() / exact.norm()) < 0.08
+
+
 def test_progress_is_told() -> None:
     module, call = make_denoiser(0), make_call(SCHEDULE)
     program = make_program(module, call)
@@ -247,5 +284,5 @@ def test_what_cannot_be_reconstructed_is_refused() -> None:
 def test_integers_stand_for_weights_near_those_of_the_model() -> None:
     _, layers = rebuilt(make_denoiser(0), Temporal(bits=8, rounding="closed"))
     for name, layer in layers.items():
-        weight = make_denoiser(0).get_submodule(name).weight
+        weight = weight_of(make_denoiser(0), name)
         assert float((from_integers(layer.integers, layer.scales) - weight).norm() / weight.norm()) < 0.1

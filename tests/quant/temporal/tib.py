@@ -17,7 +17,9 @@ SCHEDULE = torch.linspace(990.0, 10.0, STEPS)
 
 
 class Denoiser(nn.Module):
-    """[B, 4] and [B] times to [B, 4]: h is two linears, g_1 .. g_n a linear each behind SiLU; the last runs twice."""
+    """[B, 4] and [B] times to [B, 4]: h is two linears, each g_i SiLU and one; `again` runs the last twice."""
+
+    again = False
 
     def __init__(self, width: int = 24, features: tuple[int, ...] = (8, 16, 10), pooled: int = 0) -> None:
         super().__init__()
@@ -29,13 +31,16 @@ class Denoiser(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, pooled: Tensor | None = None) -> Tensor:
         angles = timestep[:, None] * 10.0 ** -torch.arange(4) / 10
-        embedding = self.linear_1(torch.cat([angles.sin(), angles.cos()], dim=1))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1).to(sample.dtype)
+        embedding = self.linear_1(waves)
         embedding = self.linear_2(torch.nn.functional.silu(embedding))
         if self.text is not None:
             embedding = embedding + self.text(pooled)
         output: Tensor = self.mix(sample)
         for consumer in self.consumers:
             output = output + consumer(torch.nn.functional.silu(embedding)).mean(1, keepdim=True)
+        if self.again:
+            output = output + self.consumers[-1](torch.tanh(embedding)).mean(1, keepdim=True)
         return output
 
 
