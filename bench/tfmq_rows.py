@@ -1,4 +1,4 @@
-"""Which rows the table of temporal maintenance has, each a recipe: rivals and ours at equal iterations. Runs nothing."""
+"""Which rows the table of temporal maintenance has, each a recipe, at equal iterations. Runs nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import quant
-from quant.recipe import Temporal
+from quant.recipe import Sensitive, Temporal
 
 Bits = tuple[int, int]
 """Of weights and activations; 32 activations are float."""
@@ -18,6 +18,11 @@ METHODS = ("rtn", "ptq4dm", "qdiffusion", "tiar", "tiar+fsc", "cache", "selected
 """The first three are rivals that treat temporal layers as all others; the others are TFMQ-DM's and ours."""
 
 RIVALS = METHODS[:3]
+MIXED = {"qdiffusion-mixed": "qdiffusion", "selected-mixed": "selected"}
+"""W4A8 rows whose most sensitive layers have 8-bit weights, by the row that they are otherwise: a rival's and ours."""
+
+SPARED = quant.load_recipe("tfmq-w4a8").sensitive
+"""Which layers those are: as in the recipe that is shipped."""
 ABLATION = ("rtn", "tiar", "tiar+fsc", "cache", "selected")
 """TFMQ-DM's own ablation: everything unrelated to time is float."""
 
@@ -52,6 +57,7 @@ def rows(iterations: int, temporal_iterations: int) -> list[Row]:
         for seed in seeds
         for method in METHODS
     ]
+    main += [_mixed(name, seed, iterations, temporal_iterations) for seed in SEEDS[4, 8] for name in MIXED]
     apart = [_row(method, (4, 8), 0, iterations, temporal_iterations, "temporal") for method in ABLATION]
     return sorted(main + apart, key=lambda row: (row.seed, row.group))
 
@@ -67,9 +73,16 @@ def _row(method: str, bits: Bits, seed: int, iterations: int, temporal_iteration
         timed = {"bits": bits[1], "steps": steps, "branches": steps}
         changes["weights"] = base.weights.model_copy(update={"bits": bits[0]})
         changes["activations"] = base.activations.model_copy(update=timed)
+        changes["sensitive"] = Sensitive()
         changes["temporal"] = _temporal(method, bits, temporal_iterations)
     label = f"{method.replace('+', '-')}-w{bits[0]}a{bits[1]}-{scope}-{seed}"
     return Row(method, bits, seed, base.model_copy(update={**changes, "name": label, "scope": scope}), scope)
+
+
+def _mixed(name: str, seed: int, iterations: int, temporal_iterations: int) -> Row:
+    plain = _row(MIXED[name], (4, 8), seed, iterations, temporal_iterations)
+    recipe = plain.recipe.model_copy(update={"sensitive": SPARED, "name": f"{name}-w4a8-all-{seed}"})
+    return Row(name, (4, 8), seed, recipe)
 
 
 def _temporal(method: str, bits: Bits, iterations: int) -> Temporal:

@@ -71,8 +71,8 @@ def quantize_model(
 ) -> Made:
     """Quantizes a model's denoiser and writes the artifact, by default where a server of this data folder looks.
 
-    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own. `fast` rounds weights
-    to nearest where the recipe reconstructs them.
+    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own. `fast` rounds
+    weights to nearest where the recipe reconstructs them.
 
     Raises:
         HalftoneError: the model, the recipe, the prompts or the weights are at fault; the message says how.

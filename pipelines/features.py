@@ -20,10 +20,6 @@ from pipelines.quantized import open_reference
 from quant.metrics import Features
 
 
-class _Enough(Exception):
-    """All calls that were wanted were seen."""
-
-
 def steps_of(components: Components, subject: Subject, defaults: Defaults) -> list[quant.Call]:
     """One row of every denoiser call that drawing one subject makes: a call for each timestep, in order.
 

@@ -196,7 +196,8 @@ def scratch_of(out: Path) -> Path:
 
 def _key(order: Order, sha256: str) -> str:
     """Equal for two orders exactly when the stages of one may be used by the other."""
-    told = (quant.reconstruction_key(order.recipe), sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
+    weights, subjects = quant.reconstruction_key(order.recipe), list(order.subjects)
+    told = (weights, sha256, subjects, order.defaults.model_dump_json(), order.seed)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

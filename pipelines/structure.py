@@ -20,7 +20,7 @@ from pipelines.load import load_components, load_skeleton
 from pipelines.sizes import PUBLIC
 from pipelines.skeletons import fake_weights
 from pipelines.subjects import asks_of
-from quant.quantize import first_call as quant_first_call
+from quant.prepare import first_call as quant_first_call
 from quant.recipe import Storage
 from quant.temporal.discover import Discovery, TemporalLeaf, examine
 from quant.temporal.tables import chunk_width, chunks_of, table_bytes

@@ -16,7 +16,8 @@ from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
 from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, sha256_of, verify
 from quant.metrics import relative_error, relative_errors
-from quant.quantize import Quantization, Work, calibrate_for, quantize_, reconstruction_key
+from quant.prepare import calibrate_for, reconstruction_key
+from quant.quantize import Quantization, Work, quantize_
 from quant.recipe import Recipe, builtin_recipes, load_recipe
 from quant.report import LayerReport, Report
 from quant.stages import Stages

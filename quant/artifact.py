@@ -165,9 +165,7 @@ def _empty_layer(old: nn.Linear | nn.Conv2d, form: LayerForm) -> nn.Module:
 
 def _packed(module: nn.Module, forms: Mapping[str, LayerForm]) -> set[str]:
     """Names of the integer tensors that are stored two to a byte."""
-    layers = {name: layer for name, layer in quantized_layers(module)}
-    owners = {name: next((form for of, form in forms.items() if name == of or name.startswith(f"{of}.parts.")), None)
-              for name in layers}
+    owners = {name: forms.get(name.partition(".parts.")[0]) for name, _ in quantized_layers(module)}
     return {f"{name}.integers" for name, form in owners.items() if form and form.weight_bits <= PACKED_BITS}
 
 

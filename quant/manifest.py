@@ -35,12 +35,12 @@ class FallbackLeaf(BaseModel):
 class Manifest(BaseModel):
     """What `manifest.json` holds.
 
-    `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256,
-    `weights_bytes` counts the tensors stored for every call, `fallback_bytes` those stored apart, that are read only
-    where a table has no answer, `float_weights_bytes` all weights in float32. What stays float is stored in float16 where
-    that loses nothing, and 4-bit weights two to a byte; a backend holds them in float32 and int8 (`memory_bytes`).
-    `forms` has every layer with integers, by its name in the quantized module; `temporal` says what holds of time, `calibration` by what it was calibrated, `fidelity` what was measured of it, in the
-    words of whoever measured.
+    `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256.
+    `weights_bytes` counts the tensors stored for every call, `fallback_bytes` those stored apart, read only where a
+    table has no answer; `float_weights_bytes` all weights in float32. What stays float is stored in float16 where that
+    loses nothing, and 4-bit weights two to a byte; a backend holds them in float32 and int8 (`memory_bytes`). `forms`
+    has every layer with integers, by its name in the quantized module; `temporal` says what holds of time,
+    `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -139,6 +139,7 @@ def verify(folder: Path, manifest: Manifest, model_sha256: str | None = None) ->
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes an artifact's manifest, whole or not."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
     partial = folder / f".{MANIFEST}"
     partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One float layer to its quantized form: weights to the nearest integers, input grids from statistics. Knows no module."""
+"""One float layer to its quantized form: weights to nearest integers, input grids from statistics. Knows no module."""
 
 from __future__ import annotations
 

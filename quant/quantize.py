@@ -1,8 +1,8 @@
 """Turns a float module into a quantized one, in place, and reports on every layer. Must not know any model.
 
 In order: every layer that the recipe quantizes is rounded to nearest, with grids for its input; weights are
-reconstructed where the recipe asks (AdaRound); layers that turn the timestep into features get what the recipe maintains
-them by; and, where the recipe leaves room for it, layers whose rounding moves the model's output most go back to float.
+reconstructed where the recipe asks (AdaRound); layers that turn the timestep into features get what the recipe
+maintains them by. Where the recipe leaves room for it, layers whose rounding moves the output most are spared first.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
-from quant.backends.call import Call
 from quant.backends.moment import needs_moment
-from quant.calibrate import SampleWish, Statistics, calibrate
+from quant.calibrate import Statistics
 from quant.clock import MomentHolder
-from quant.errors import CalibrationError, QuantError
+from quant.errors import QuantError
 from quant.layers import (
     FloatLayer,
     Quantized,
@@ -30,11 +27,10 @@ from quant.layers import (
     replace_layers,
 )
 from quant.nearest import form_of, predicted_error, round_layer
-from quant.recipe import Recipe, Sensitive
+from quant.recipe import Recipe, Scheme
 from quant.reconstruct import reconstruct
 from quant.report import LayerForm, LayerReport, Report
 from quant.sensitivity import output_errors, worth_keeping
-from quant.splits import find_splits
 from quant.stages import Stages
 from quant.temporal.discover import TemporalLeaf, UnknownStructure, discover
 from quant.temporal.features import TemporalPlan
@@ -72,64 +68,13 @@ class Work:
 
 @dataclass(frozen=True)
 class _Fate:
-    """What becomes of a layer: its quantized form, or the reason why it stays float."""
+    """What becomes of a layer: its quantized form by a scheme, or the reason why it stays float."""
 
     layer: Quantized | None = None
     form: LayerForm | None = None
     because: str = ""
     effect: float | None = None
-
-
-def reconstruction_key(recipe: Recipe) -> str:
-    """Equal for two recipes exactly when the same statistics give them the same reconstructed weights.
-
-    Grids of inputs do not matter, for weights are reconstructed on float inputs; nor does what becomes of temporal
-    layers that are treated apart.
-    """
-    rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
-    learned = (recipe.rounding.activation_iterations, recipe.activations) if recipe.rounding.activation_iterations else ()
-    apart = recipe.temporal.maintenance != "none"
-    rules = [(rule.match, rule.keep, rule.weights) for rule in recipe.rules]
-    return repr((recipe.weights, rounding, learned, rules, recipe.split_skips, recipe.scope, apart))
-
-
-class _Enough(Exception):
-    """The first call was seen."""
-
-
-def calibrate_for(
-    module: nn.Module, run: Callable[[Callable[[Call], Tensor]], object], recipe: Recipe, *, seed: int = 0
-) -> Statistics:
-    """What `quantize_` needs to know by this recipe: `calibrate` with what the recipe asks for.
-
-    Raises:
-        CalibrationError: the module was never called, or a layer was fed NaN or infinity.
-    """
-    splits = find_splits(module, first_call(run)) if recipe.split_skips else None
-    wish = None
-    if recipe.rounding.method == "adaround":
-        wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
-    timed = "each" in (recipe.activations.steps, recipe.activations.branches)
-    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, seed=seed)
-
-
-def first_call(run: Callable[[Callable[[Call], Tensor]], object]) -> Call:
-    """The first call that a run makes, which is stopped there.
-
-    Raises:
-        CalibrationError: it makes none.
-    """
-    seen: list[Call] = []
-
-    def answer(call: Call) -> Tensor:
-        seen.append(call.take(torch.tensor([0])))
-        raise _Enough
-
-    with suppress(_Enough):
-        run(answer)
-    if not seen:
-        raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
-    return seen[0]
+    scheme: Scheme | None = None
 
 
 def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: Work | None = None) -> Quantization:
@@ -148,10 +93,10 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: W
     leaves, notes = temporal_leaves(module, recipe, statistics)
     names = {leaf.name for leaf in leaves}
     fates = {name: _first_fate(name, layer, recipe, statistics, names) for name, layer in layers.items()}
+    _spare_sensitive(module, layers, fates, recipe, statistics)
     _reconstruct(module, fates, recipe, statistics, work)
     maintained = maintain(module, leaves, recipe.temporal, statistics, seed=work.seed, progress=work.progress)
-    _keep_sensitive(module, layers, fates, recipe.sensitive, statistics)
-    reports = _reports(module, layers, fates, recipe, statistics, maintained)
+    reports = _reports(module, layers, fates, statistics, maintained)
     forms = {name: fate.form for name, fate in fates.items() if fate.form is not None} | dict(maintained.forms)
     replace_layers(module, {**_quantized(fates), **maintained.replacements})
     bind(module, MomentHolder())
@@ -172,9 +117,7 @@ def temporal_leaves(
         return (), (f"temporal layers are treated as all others: {error}",)
 
 
-def _first_fate(
-    name: str, layer: FloatLayer, recipe: Recipe, statistics: Statistics, temporal: set[str]
-) -> _Fate:
+def _first_fate(name: str, layer: FloatLayer, recipe: Recipe, statistics: Statistics, temporal: set[str]) -> _Fate:
     decision, seen = recipe.decide(name), statistics.layers[name]
     if name in temporal and recipe.temporal.maintenance != "none":
         return _Fate(because="temporal: left float by the recipe")
@@ -187,7 +130,7 @@ def _first_fate(
     if seen.inputs.low == seen.inputs.high == 0.0:
         return _Fate(because="its input was always zero while calibrating")
     form = form_of(decision.scheme, seen, len(statistics.schedule), statistics.splits.get(name, ()))
-    return _Fate(round_layer(name, layer, decision.scheme, form, seen), form)
+    return _Fate(round_layer(name, layer, decision.scheme, form, seen), form, scheme=decision.scheme)
 
 
 def _quantized(fates: Mapping[str, _Fate]) -> dict[str, Quantized]:
@@ -210,14 +153,15 @@ def _reconstruct(
         )
 
 
-def _keep_sensitive(
+def _spare_sensitive(
     module: nn.Module,
     layers: Mapping[str, FloatLayer],
     fates: dict[str, _Fate],
-    room: Sensitive,
+    recipe: Recipe,
     statistics: Statistics,
 ) -> None:
-    """Turns the fate of layers that are worth it into a reason, and notes each layer's squared effect on the output."""
+    """Keeps layers that are worth it float, or gives them finer weights; notes each layer's squared effect."""
+    room = recipe.sensitive
     if room.macs == 0 or room.bytes == 0:
         return
     effects = output_errors(module, _quantized(fates), statistics)
@@ -227,12 +171,23 @@ def _keep_sensitive(
         name: (statistics.layers[name].macs / macs, float_bytes(layers[name].parameters()) / size) for name in effects
     }
     total = sum(effects.values())
-    kept = set(worth_keeping(effects, costs, (room.macs, room.bytes), room.least))
+    spared = set(worth_keeping(effects, costs, (room.macs, room.bytes), room.least))
     for name, effect in effects.items():
-        part, cost = 100 * effect / total if total else 0.0, 100 * costs[name][0]
-        because = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
-        old = fates[name]
-        fates[name] = _Fate(because=because, effect=effect) if name in kept else _Fate(old.layer, old.form, "", effect)
+        fates[name] = replace(fates[name], effect=effect)
+        if name in spared:
+            part, cost = 100 * effect / total if total else 0.0, 100 * costs[name][0]
+            because = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
+            fates[name] = _spared(name, layers[name], fates[name], because, recipe, statistics)
+
+
+def _spared(name: str, layer: FloatLayer, fate: _Fate, because: str, recipe: Recipe, statistics: Statistics) -> _Fate:
+    """What becomes of a sensitive layer."""
+    scheme = recipe.decide(name).scheme
+    if recipe.sensitive.weights is None or scheme is None:
+        return _Fate(because=because, effect=fate.effect)
+    finer, seen = scheme.model_copy(update={"weights": recipe.sensitive.weights}), statistics.layers[name]
+    form = form_of(finer, seen, len(statistics.schedule), statistics.splits.get(name, ()))
+    return _Fate(round_layer(name, layer, finer, form, seen), form, because, fate.effect, finer)
 
 
 def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
@@ -249,7 +204,6 @@ def _reports(
     module: nn.Module,
     layers: Mapping[str, FloatLayer],
     fates: Mapping[str, _Fate],
-    recipe: Recipe,
     statistics: Statistics,
     maintained: Maintained,
 ) -> tuple[LayerReport, ...]:
@@ -257,13 +211,13 @@ def _reports(
     temporal = temporal_reports(maintained)
     reports = []
     for name, owner, tensors in owners_of_weights(module):
-        told = _report(name, layers[name], fates[name], recipe, statistics) if name in layers else None
+        told = _report(name, layers[name], fates[name], statistics) if name in layers else None
         told = told or _without_form(name, owner, tensors)
         reports.append(told.model_copy(update=temporal.get(name, {})))
     return tuple(reports)
 
 
-def _report(name: str, layer: FloatLayer, fate: _Fate, recipe: Recipe, statistics: Statistics) -> LayerReport:
+def _report(name: str, layer: FloatLayer, fate: _Fate, statistics: Statistics) -> LayerReport:
     before, seen = float_bytes(layer.parameters(recurse=False)), statistics.layers[name]
     told = LayerReport(
         name=name,
@@ -273,12 +227,11 @@ def _report(name: str, layer: FloatLayer, fate: _Fate, recipe: Recipe, statistic
         macs=seen.macs // statistics.rows,
         output_error=None if fate.effect is None else math.sqrt(fate.effect),
     )
-    scheme = recipe.decide(name).scheme
-    if fate.layer is None or scheme is None:
+    if fate.layer is None or fate.scheme is None:
         return told.model_copy(update={"kept_float_because": fate.because})
     return told.model_copy(
         update={
-            "scheme": scheme.text,
+            "scheme": fate.scheme.text + (f" ({fate.because})" if fate.because else ""),
             "bytes_after": buffer_bytes(fate.layer),
             "error": predicted_error(layer, fate.layer, seen),
         }

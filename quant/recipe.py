@@ -107,9 +107,11 @@ class Rule(BaseModel):
 
 
 class Sensitive(BaseModel):
-    """Room for more float layers, beyond the rules: those whose rounding moves the model's output most, as measured."""
+    """Room for more exact layers, beyond the rules: those whose rounding moves the model's output most, as measured."""
 
     model_config = _STRICT
+
+    weights: Weights | None = Field(None, description="How their weights are quantized; without, they stay float.")
 
     macs: float = Field(0.0, ge=0, le=1, description="Share of multiply-adds that these layers may have in all.")
     bytes: float = Field(0.0, ge=0, le=1, description="Share of the float weights' bytes that they may have in all.")

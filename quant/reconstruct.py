@@ -66,13 +66,14 @@ def reconstruct(
     if samples is None or samples.count == 0:
         raise QuantError("reconstruction needs samples: calibrate with a wish for some")
     units = find_units(module, list(quantized), samples.calls[0], rounding.grain)
+    learns_scales = rounding.activation_iterations > 0 and _has_scales(quantized)
     job = _Job(module, quantized, samples, rounding, seed, progress, stages or Stages(None, ""), memory_bytes)
-    with _inputs_rounded(quantized, False), _without_gradients(module):
-        losses = job.learn(units, "weights")
-    if rounding.activation_iterations:
-        _check_scales(quantized)
-        with _inputs_rounded(quantized, True), _without_gradients(module):
-            losses = job.learn(units, "scales")
+    with _beside(module, quantized), _without_gradients(module):
+        with _inputs_rounded(quantized, False):
+            losses = job.learn(units, "weights")
+        if learns_scales:
+            with _inputs_rounded(quantized, True):
+                losses = job.learn(units, "scales")
     return losses
 
 
@@ -156,13 +157,33 @@ class _Job:
         return float(stored["loss"])
 
 
-def _check_scales(quantized: Mapping[str, Quantized]) -> None:
+def _has_scales(quantized: Mapping[str, Quantized]) -> bool:
+    """Whether any layer has an input scale to learn.
+
+    Raises:
+        QuantError: one has scales that follow time.
+    """
     timed = [name for name, layer in quantized.items() if any(part.follows_time for part in parts_of(layer))]
     if timed:
         raise QuantError(
             f"input scales that follow time are not learned, as {timed[0]} has: "
             "set activation_iterations to 0, or steps and branches to shared"
         )
+    return any(part.input_scale is not None for layer in quantized.values() for part in parts_of(layer))
+
+
+@contextmanager
+def _beside(module: nn.Module, quantized: Mapping[str, Quantized]) -> Iterator[None]:
+    """Within it quantized layers are on the module's device."""
+    device = next(module.parameters()).device
+    before = {name: next(layer.buffers()).device for name, layer in quantized.items()}
+    try:
+        for layer in quantized.values():
+            layer.to(device)
+        yield
+    finally:
+        for name, layer in quantized.items():
+            layer.to(before[name])
 
 
 @contextmanager

@@ -17,8 +17,10 @@ class LayerForm(BaseModel):
     weight_bits: int
     input_bits: int | None = Field(None, description="None: the input stays float.")
     slots: int = Field(0, description="Of input scales that depend on time; 0: one scale.")
-    sizes: tuple[int, ...] = Field((), description="Parts of the input channels with scales of their own; none: whole.")
-    kind: Literal["plain", "stepwise"] = Field("plain", description="`stepwise`: also a zero point for each slot (FSC).")
+    sizes: tuple[int, ...] = Field((), description="Parts of the input channels with own scales; none: whole.")
+    kind: Literal["plain", "stepwise"] = Field(
+        "plain", description="`stepwise`: also a zero point for each slot (FSC)."
+    )
 
 
 class LayerReport(BaseModel):

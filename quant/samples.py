@@ -139,7 +139,8 @@ class Reservoir:
         alike: dict[str, list[Call]] = {}
         for row in rows:
             alike.setdefault(row.call.signature(), []).append(row.call)
-        return Samples(tuple(joined(calls) for calls in alike.values()))
+        with torch.inference_mode(False):
+            return Samples(tuple(joined(calls) for calls in alike.values()))
 
 
 def joined(calls: Sequence[Call]) -> Call:

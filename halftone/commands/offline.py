@@ -34,7 +34,7 @@ def quantize(
         typer.Option("--samples", "--limit", min=1, help="Pictures to calibrate on [default: all prompts, or 64]."),
     ] = None,
     seed: Seed = 0,
-    fast: Annotated[bool, typer.Option("--fast", help="Round to nearest where the recipe reconstructs weights.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Round weights to nearest, no reconstruction.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write [default: where a server looks].")] = None,
     json: Json = False,
 ) -> None:

@@ -27,13 +27,13 @@ class TimedExecutable:
 
     def __init__(self, executable: Executable, source: FeatureSource, width: int) -> None:
         """`width`: numbers of all looked-up features for one timestep."""
-        self._executable, self._source, self._width = executable, source, width
+        self.executable, self._source, self._width = executable, source, width
         self._turn = threading.Lock()
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of the executable's weights, and of features and layers held for timesteps that no table knows."""
-        return self._executable.weights_bytes + self._source.bytes
+        return self.executable.weights_bytes + self._source.bytes
 
     @property
     def fallbacks(self) -> int:
@@ -42,16 +42,20 @@ class TimedExecutable:
 
     def run(self, call: Call) -> Tensor:
         """The denoiser's output [B, ...] float32."""
+        return self.executable.run(self.at_its_moment(call))
+
+    def at_its_moment(self, call: Call) -> Call:
+        """The call with its moment, as the executable gets it."""
         with self._turn:
             moment = self._source.moment(call)
         if moment.features is None and self._width:
             # always there, so that one compiled graph serves rows that tables know and rows that they do not
             moment = replace(moment, features=torch.zeros(*moment.slot.shape, self._width))
-        return self._executable.run(timed(call, moment))
+        return timed(call, moment)
 
     def close(self) -> None:
         """Lets go of the executable."""
-        self._executable.close()
+        self.executable.close()
 
 
 def timed(call: Call, moment: Moment) -> Call:

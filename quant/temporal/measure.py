@@ -1,4 +1,4 @@
-"""What a module's temporal layers put out at each step, float or quantized, looked up or computed. Must not judge it."""
+"""What a module's temporal layers put out at each step, float or quantized, looked up or not. Must not judge it."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ from jobs.profile import Defaults, ProfileCard
 from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.families import UnsupportedModel
 from pipelines.load import Components, load_components, load_denoiser
+from pipelines.library_call import library_calls, plain
+from pipelines.quantized import Order as BuildOrder
 from pipelines.quantized import QuantizedDenoiser, load_quantized, quantize_folder
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
@@ -25,7 +27,8 @@ ORDER = Order(prompt="a b", negative_prompt="", width=32, height=32, steps=3, gu
 
 def build(family: str, root: Path) -> Path:
     folder = save_tiny(family, root / family)
-    return quantize_folder(folder, root / "artifact", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS).parent.parent
+    order = BuildOrder(folder, root / "artifact", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
+    return quantize_folder(order).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,8 @@ def test_a_unet_runs_by_both_backends(unet: Path) -> None:
     assert errors_of(fast, truth, calls) < 0.05
     executable = fast.executable
     assert hasattr(executable, "int8_share")
-    assert executable.int8_share(fast.library_call(calls[0])) > 0.85
+    (call,) = library_calls(type(components.skeleton), calls[0])
+    assert executable.int8_share(plain(call)) > 0.85
     fast.close()
 
 
@@ -102,21 +106,19 @@ def test_rows_of_several_times_and_texts_share_a_call(unet: Path) -> None:
 
 def test_artifacts_are_deterministic_and_say_how_they_were_made(unet: Path, tmp_path: Path) -> None:
     folder, told = unet / "stable-diffusion", []
-    path = quantize_folder(
-        folder,
-        tmp_path / "again",
-        quant.load_recipe("w8a8"),
-        ["a b", "c"],
-        DEFAULTS,
-        progress=lambda *now: told.append(now),
-    )
-    for name in ("manifest.json", "denoiser.safetensors"):
-        assert (path.parent / name).read_bytes() == (unet / "artifact" / name).read_bytes()
+    order = BuildOrder(folder, tmp_path / "again", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
+    path = quantize_folder(order, lambda *now: told.append(now))
+    assert (path.parent / "denoiser.safetensors").read_bytes() == (
+        unet / "artifact" / "denoiser.safetensors"
+    ).read_bytes()
+    one, other = (quant.read_manifest(folder) for folder in (path.parent, unet / "artifact"))
+    assert one.model_copy(update={"build_seconds": None}) == other.model_copy(update={"build_seconds": None})
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["again"]
     manifest = quant.read_manifest(path.parent)
     assert (manifest.model, manifest.profile) == ("stable-diffusion", "w8a8")
     assert manifest.calibration == {"prompts": 2, "seed": 0, **DEFAULTS.model_dump()}
     assert manifest.weights_bytes <= 0.30 * manifest.float_weights_bytes
-    assert {what for what, _, _ in told} == {"reading", "calibrating", "quantizing"}
+    assert {what for what, _, _ in told} == {"reading", "calibrating", "writing"}
 
 
 def test_an_artifact_of_another_model_is_refused(unet: Path, tmp_path: Path) -> None:

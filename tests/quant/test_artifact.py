@@ -82,9 +82,9 @@ def test_replacing_an_artifact_leaves_nothing_else(tmp_path: Path, net: nn.Modul
 def test_nothing_is_saved_of_a_module_with_nan(artifact: Artifact, tmp_path: Path, net: nn.Module, save: Save) -> None:
     net.get_submodule("norm").weight.data[0] = torch.nan  # type: ignore[operator]
     net.get_submodule("first").register_forward_hook(lambda layer, given, answer: answer)
-    recipe, report = quant.Recipe(name="x"), quant.Report(layers=())
+    recipe, made = quant.Recipe(name="x"), quant.Quantization(quant.Report(layers=()))
     with pytest.raises(quant.ArtifactError, match=r"nothing was saved: NaN or infinity in norm\.weight"):
-        quant.save(tmp_path / "x", net, report, recipe, model="m", model_sha256="a", calibration={}, version="0")
+        quant.save(tmp_path / "x", net, made, recipe, model="m", model_sha256="a", calibration={}, version="0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,7 +116,7 @@ def test_tensors_must_fit_exactly(copy: Path, empty: Callable[[], nn.Module]) ->
 
 def test_truncated_tensors_and_other_structures_are_refused(copy: Path, empty: Callable[[], nn.Module]) -> None:
     manifest = quant.read_manifest(copy)
-    with pytest.raises(quant.ArtifactError, match="quantizes first, which the model"):
+    with pytest.raises(quant.ArtifactError, match="quantizes down, which the model"):
         quant.load_into(nn.Sequential(nn.Linear(2, 2)), copy, manifest)
     (copy / TENSORS).write_bytes((copy / TENSORS).read_bytes()[:100])
     with pytest.raises(quant.ArtifactError, match="cannot be read"):

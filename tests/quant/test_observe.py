@@ -78,3 +78,30 @@ def test_what_cannot_be_quantized_is_refused() -> None:
         best_grid(histogram_of(torch.zeros(3)), 8, "mse")
     with pytest.raises(CalibrationError, match="no range to quantize"):
         best_grid(Histogram(), 8, "minmax")
+
+
+@given(first=NUMBERS, second=NUMBERS)
+def test_merging_is_counting_together(first: list[float], second: list[float]) -> None:
+    one, two = torch.tensor(first), torch.tensor(second)
+    merged, together = histogram_of(one), histogram_of(one, two)
+    merged.merge(histogram_of(two))
+    merged.merge(Histogram())
+    assert (merged.low, merged.high, merged.exponent, merged.start) == (
+        together.low, together.high, together.exponent, together.start,
+    )  # fmt: skip
+    assert np.array_equal(merged.counts, together.counts)
+
+
+@given(first=NUMBERS, second=NUMBERS, third=NUMBERS)
+def test_histograms_of_fewer_bins_merge_both_ways(first: list[float], second: list[float], third: list[float]) -> None:
+    fine, coarse = histogram_of(torch.tensor(first)), Histogram(bins=16)
+    coarse.add(torch.tensor(second))
+    coarse.merge(fine)
+    assert len(coarse.counts) <= 16
+    fine.merge(coarse)
+    fine.add(torch.tensor(third))
+    assert fine.total == 2 * len(first) + len(second) + len(third)
+    assert fine.low == min(first + second + third)
+    inside = fine.centres[fine.counts > 0]
+    assert inside.min() >= fine.low - 2.0**fine.exponent
+    assert inside.max() <= fine.high + 2.0**fine.exponent

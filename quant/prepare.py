@@ -1,0 +1,68 @@
+"""What a recipe needs to know of a model before quantizing. Must not know any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from quant.backends.call import Call
+from quant.calibrate import SampleWish, Statistics, calibrate
+from quant.errors import CalibrationError
+from quant.recipe import Recipe
+from quant.splits import find_splits
+
+
+def reconstruction_key(recipe: Recipe) -> str:
+    """Equal for two recipes exactly when the same statistics give them the same reconstructed weights.
+
+    Grids of inputs do not matter, for weights are reconstructed on float inputs; nor does what becomes of temporal
+    layers that are treated apart.
+    """
+    rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
+    iterations = recipe.rounding.activation_iterations
+    learned = (iterations, recipe.activations) if iterations else ()
+    apart = recipe.temporal.maintenance != "none"
+    rules = [(rule.match, rule.keep, rule.weights) for rule in recipe.rules]
+    return repr((recipe.weights, rounding, learned, rules, recipe.split_skips, recipe.scope, apart, recipe.sensitive))
+
+
+class _Enough(Exception):
+    """The first call was seen."""
+
+
+def calibrate_for(
+    module: nn.Module, run: Callable[[Callable[[Call], Tensor]], object], recipe: Recipe, *, seed: int = 0
+) -> Statistics:
+    """What `quantize_` needs to know by this recipe: `calibrate` with what the recipe asks for.
+
+    Raises:
+        CalibrationError: the module was never called, or a layer was fed NaN or infinity.
+    """
+    splits = find_splits(module, first_call(run)) if recipe.split_skips else None
+    wish = None
+    if recipe.rounding.method == "adaround":
+        wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
+    timed = "each" in (recipe.activations.steps, recipe.activations.branches)
+    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, seed=seed)
+
+
+def first_call(run: Callable[[Callable[[Call], Tensor]], object]) -> Call:
+    """The first call that a run makes, which is stopped there.
+
+    Raises:
+        CalibrationError: it makes none.
+    """
+    seen: list[Call] = []
+
+    def answer(call: Call) -> Tensor:
+        seen.append(call.take(torch.tensor([0])))
+        raise _Enough
+
+    with suppress(_Enough):
+        run(answer)
+    if not seen:
+        raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
+    return seen[0]
