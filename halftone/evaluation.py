@@ -6,19 +6,21 @@ Knows no server. Importing it imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import quant
 from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, speaks_shapes
 from halftone.local import open_denoiser
-from jobs.profile import FLOAT, Defaults, ModelCard
+from jobs.profile import FLOAT, Defaults, ModelCard, ProfileCard
 from pipelines.families import Subject
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import load_components, quiet
+from quant.temporal.select import Selection
 from workers.settings import WorkerSettings
 from zoo.frechet import FEWEST, ShapesWorld
 from zoo.shapes.checker import faults
@@ -87,6 +89,7 @@ class Evaluation:
         subjects: what they were of.
         found: every profile, `float` first; `float_weights_bytes` of each by name.
         shown: the first SHOWN pictures of each profile, [C, H, W] float in 0..1.
+        selections: how profiles with both tables and quantized temporal layers choose between them.
         notes: what was left out, and why.
     """
 
@@ -99,6 +102,7 @@ class Evaluation:
     float_weights_bytes: Mapping[str, int]
     shown: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    selections: Mapping[str, Selection] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -172,7 +176,8 @@ def evaluate_model(
             progress=progress,
         )
     sizes = {name: card.float_weights_bytes for name, card in cards.items()}
-    return _evaluation(at, seed, chosen.subjects, found, sizes, shown, notes)
+    evaluation = _evaluation(at, seed, chosen.subjects, found, sizes, shown, notes)
+    return replace(evaluation, selections=_selections(cards))
 
 
 def _evaluation(
@@ -186,6 +191,13 @@ def _evaluation(
 ) -> Evaluation:
     card = at.card
     return Evaluation(card.id, card.pipeline, card.defaults, seed, subjects, found, sizes, shown, notes)
+
+
+def _selections(cards: Mapping[str, ProfileCard]) -> dict[str, Selection]:
+    """The choices between table and layers that artifacts tell of."""
+    artifacts = {name: card.artifact for name, card in cards.items() if card.artifact is not None}
+    plans = {name: quant.read_manifest(folder).temporal for name, folder in artifacts.items()}
+    return {name: plan.selection for name, plan in plans.items() if plan is not None and plan.selection is not None}
 
 
 def _row(one: ProfileFidelity, float_weights_bytes: int) -> Row:

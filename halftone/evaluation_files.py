@@ -12,18 +12,20 @@ from tempfile import mkdtemp
 from torch import Tensor
 
 from halftone.evaluation import Evaluation
-from halftone.plots import Picture, plot_samples, plot_temporal, plot_trajectory
+from halftone.plots import Picture, plot_samples, plot_selection, plot_temporal, plot_trajectory
 from jobs.errors import InvalidRequest
 from jobs.profile import FLOAT
 from pipelines.families import Subject
+from quant.temporal.select import CHOICES, picture_rows
 
 REPORT, PAGE = "evaluation.json", "evaluation.md"
-TRAJECTORY, TEMPORAL, SAMPLES = "trajectory.png", "temporal.png", "samples.png"
+TRAJECTORY, TEMPORAL, SAMPLES, SELECTION = "trajectory.png", "temporal.png", "samples.png", "selection.png"
 
 ABOUT = {
     TRAJECTORY: "How far the latents are from float's after each step, relative to their size; mean over pictures.",
     TEMPORAL: "Outputs of modules that depend on time: cosine with float's, and how many are nearer to another step's.",
     SAMPLES: "The first pictures, a row for each profile.",
+    SELECTION: "What each module's temporal feature comes from at each step: a table, by its storage, or its layers.",
 }
 MEANINGS = (
     "PSNR and SSIM: pictures against float's of the same seed, before encoding; means. Trajectory: relative L2 "
@@ -62,7 +64,7 @@ def write_files(evaluation: Evaluation, folder: Path) -> list[Path]:
         written = [REPORT, PAGE, *plots]
         for name in written:
             (staging / name).replace(folder / name)
-        for name in {TRAJECTORY, TEMPORAL, SAMPLES}.difference(plots):
+        for name in {*ABOUT}.difference(plots):
             (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -119,6 +121,10 @@ def _plot(evaluation: Evaluation, folder: Path) -> list[str]:
         captions = [caption(subject, evaluation.seed + i) for i, subject in enumerate(subjects)]
         plot_samples(folder / SAMPLES, rows, captions)
         plots.append(SAMPLES)
+    if evaluation.selections:
+        rows_of = {name: picture_rows(one) for name, one in evaluation.selections.items()}
+        plot_selection(folder / SELECTION, rows_of, CHOICES)
+        plots.append(SELECTION)
     return plots
 
 

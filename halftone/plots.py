@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 """[H, W, 3]."""
+
+Choices = tuple[Sequence[str], Sequence[Sequence[int]]]
+"""Names of rows, and for each row a number for each step."""
 
 Series = Mapping[str, Sequence[float]]
 """Values at steps 1, 2, ... by a name for the legend."""
@@ -75,6 +80,25 @@ def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Se
         line[0].set_ylabel(name, fontsize=10)
     for axes, text in zip(grid[0], texts, strict=True):
         axes.set_title(text, fontsize=7, parse_math=False)
+    _save(figure, path)
+
+
+def plot_selection(path: Path, found: Mapping[str, Choices], names: Sequence[str]) -> None:
+    """What temporal features come from, for each profile: a row for each module, a column for each step.
+
+    `names` says what the numbers in the matrices mean.
+    """
+    heights = [max(2, len(rows)) for rows, _ in found.values()]
+    figure = Figure(figsize=(9, 0.9 + 0.22 * sum(heights) + 0.5 * len(heights)), layout="constrained")
+    panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colours = ListedColormap(COLOURS[: len(names)])
+    for axes, (profile, (rows, choices)) in zip(panels, found.items(), strict=True):
+        axes.imshow(np.array(choices), cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, aspect="auto")
+        axes.set_yticks(range(len(rows)), rows, fontsize=6)
+        axes.set_title(profile, fontsize=10)
+        axes.set_xlabel("denoising step")
+    handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, names, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     _save(figure, path)
 
 

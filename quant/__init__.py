@@ -11,6 +11,7 @@ from __future__ import annotations
 from quant.artifact import load_fallback, load_into, save
 from quant.backends.call import Call, Executable
 from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
+from quant.backends.moment import run_timed, timed
 from quant.calibrate import Statistics, calibrate
 from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
@@ -68,8 +69,10 @@ __all__ = [
     "reconstruction_key",
     "relative_error",
     "relative_errors",
+    "run_timed",
     "save",
     "set_fidelity",
     "sha256_of",
+    "timed",
     "verify",
 ]

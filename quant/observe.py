@@ -71,8 +71,11 @@ class Histogram:
         self._widen(low, high)
         counts = torch.from_numpy(self.counts)
         for part in torch.split(flat, _CACHED):
-            # exact in float32: the factor is a power of two, and bins are at most 2**_FINEST from zero
-            places = (part * 2.0**-self.exponent).floor_().sub_(self.start).to(torch.int32)
+            # exact in float32: the factor is a power of two, and bins are at most 2**_FINEST from zero; only what is
+            # as small as to become zero must be told to lie below it
+            scaled = part * 2.0**-self.exponent
+            vanished = ((part < 0) & (scaled == 0)).float()
+            places = scaled.floor_().sub_(vanished).sub_(self.start).to(torch.int32)
             counts += torch.bincount(places, minlength=len(counts))
 
     def merge(self, other: Histogram) -> None:

@@ -68,7 +68,7 @@ def reconstruct(
     units = find_units(module, list(quantized), samples.calls[0], rounding.grain)
     learns_scales = rounding.activation_iterations > 0 and _has_scales(quantized)
     job = _Job(module, quantized, samples, rounding, seed, progress, stages or Stages(None, ""), memory_bytes)
-    with _beside(module, quantized), _without_gradients(module):
+    with torch.inference_mode(False), _beside(module, quantized), _without_gradients(module):
         with _inputs_rounded(quantized, False):
             losses = job.learn(units, "weights")
         if learns_scales:

@@ -1,8 +1,8 @@
 """Does with a module's temporal layers what a recipe says: quantize, cache, or the better of the two. Knows no model.
 
 The three strategies of "Temporal Feature Matters" (Huang et al., TPAMI 2025): TIB-based maintenance (tiar.py,
-scales.py), cache-based maintenance (tables.py, layers.py), disturbance-aware selection (select.py). What was chosen is a
-plan (plan.py).
+scales.py), cache-based maintenance (tables.py, layers.py), disturbance-aware selection (select.py). What was chosen
+is a plan (plan.py).
 """
 
 from __future__ import annotations

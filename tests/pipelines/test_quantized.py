@@ -14,8 +14,8 @@ from jobs.manifest import Manifest
 from jobs.profile import Defaults, ProfileCard
 from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.families import UnsupportedModel
-from pipelines.load import Components, load_components, load_denoiser
 from pipelines.library_call import library_calls, plain
+from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import Order as BuildOrder
 from pipelines.quantized import QuantizedDenoiser, load_quantized, quantize_folder
 from pipelines.session import DirectSeams, Order, Session

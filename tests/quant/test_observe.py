@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quant.errors import CalibrationError
@@ -22,6 +22,7 @@ def histogram_of(*parts: torch.Tensor) -> Histogram:
     return histogram
 
 
+@example(first=[0.0], second=[-262145.0, -1.3e-43])
 @given(first=NUMBERS, second=NUMBERS)
 def test_order_and_batching_do_not_matter(first: list[float], second: list[float]) -> None:
     one, two = torch.tensor(first), torch.tensor(second)

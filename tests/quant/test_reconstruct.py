@@ -76,10 +76,11 @@ def test_losses_are_of_what_is_left_there() -> None:
 
 def test_the_seed_decides_the_bytes() -> None:
     net = make_block_net()
-    made = []
+    made: list[list[Tensor]] = []
     for seed in (1, 1, 2):
         quantized = nearest(net)
-        reconstruct(net, quantized, samples_of(net), QUICK, seed=seed)
+        with torch.inference_mode(seed == 1 and len(made) == 1):  # whatever the caller does
+            reconstruct(net, quantized, samples_of(net), QUICK, seed=seed)
         made.append(integers(quantized))
     assert equal(made[0], made[1])
     assert not equal(made[0], made[2])
@@ -87,7 +88,7 @@ def test_the_seed_decides_the_bytes() -> None:
 
 def test_forwards_that_start_anew_give_the_same_bytes() -> None:
     net = make_block_net()
-    made = []
+    made: list[list[Tensor]] = []
     for memory in (1 << 30, 220_000):
         quantized = nearest(net)
         reconstruct(net, quantized, samples_of(net), QUICK, memory_bytes=memory)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import quant
 from quant.backends.call import call_module
@@ -39,18 +40,17 @@ def true_effects(net: nn.Module, quantized: dict[str, nn.Module], calls: list[qu
 def test_estimates_match_one_layer_at_a_time(
     net: nn.Module, coarse: quant.Recipe, statistics: quant.Statistics, call: Callable[..., quant.Call]
 ) -> None:
-    def many(module: nn.Module) -> None:
+    def many(answer: Callable[[quant.Call], Tensor]) -> None:
         for seed in range(16):
-            call_module(module, call(2, seed))
+            answer(call(2, seed))
 
-    calls = quant.calibrate(net, many).calls
-    copy = type(net)().eval().requires_grad_(False)
-    copy.load_state_dict(net.state_dict())
-    quant.quantize_(copy, coarse, statistics)
-    quantized = {name: layer for name, layer in copy.named_modules() if isinstance(layer, QuantizedLayer)}
-    estimated = output_errors(net, quantized, calls)
+    seen = quant.calibrate(net, many)
+    other = copy.deepcopy(net)
+    quant.quantize_(other, coarse, statistics)
+    quantized = {name: layer for name, layer in other.named_modules() if isinstance(layer, QuantizedLayer)}
+    estimated = output_errors(net, quantized, seen)
     true = true_effects(net, dict(quantized), [call(2, seed) for seed in range(16)])
-    assert estimated == output_errors(net, quantized, calls)
+    assert estimated == output_errors(net, quantized, seen)
     for name in quantized:
         assert estimated[name] ** 0.5 == pytest.approx(true[name] ** 0.5, rel=0.4)
     assert sum(estimated.values()) ** 0.5 == pytest.approx(sum(true.values()) ** 0.5, rel=0.2)
@@ -58,12 +58,11 @@ def test_estimates_match_one_layer_at_a_time(
 
 
 def test_statistics_may_come_from_inference_mode(net: nn.Module, call: Callable[..., quant.Call]) -> None:
-    def run(module: nn.Module) -> None:
-        with torch.inference_mode():
-            call_module(module, call(4))
-
+    with torch.inference_mode():
+        made = call(4)
+        seen = quant.calibrate(net, lambda answer: answer(made))
     recipe = quant.Recipe(name="x", sensitive=Sensitive(macs=1.0, bytes=1.0, least=0.0))
-    report = quant.quantize_(net, recipe, quant.calibrate(net, run))
+    report = quant.quantize_(net, recipe, seen).report
     assert not any(isinstance(layer, QuantizedLayer) for layer in net.modules())
     assert all("sensitive: " in reason for name, reason in report.kept().items() if name != "unused")
 
@@ -73,16 +72,29 @@ def test_the_most_sensitive_layers_stay_float_within_the_budget(
 ) -> None:
     room, test = Sensitive(macs=0.15, bytes=0.5), call(16, seed=77)
     truth = call_module(net, test)
-    copy = type(net)().eval().requires_grad_(False)
-    copy.load_state_dict(net.state_dict())
-    plain = quant.quantize_(copy, quant.Recipe(name="x"), statistics)
-    report = quant.quantize_(net, quant.Recipe(name="x", sensitive=room), statistics)
+    other = copy.deepcopy(net)
+    plain = quant.quantize_(other, quant.Recipe(name="x"), statistics).report
+    report = quant.quantize_(net, quant.Recipe(name="x", sensitive=room), statistics).report
     assert 0.85 <= report.quantized_share < plain.quantized_share == 1.0
     kept = [layer for layer in report.layers if "sensitive" in (layer.kept_float_because or "")]
     assert kept
     assert all(layer.output_error is not None and layer.output_error > 0 for layer in kept)
-    before, after = (quant.relative_error(call_module(module, test), truth) for module in (copy, net))
+    before, after = (quant.relative_error(call_module(module, test), truth) for module in (other, net))
     assert after < 0.9 * before
+
+
+def test_layers_whose_scale_follows_time_are_judged_at_their_time(
+    net: nn.Module, statistics: quant.Statistics, coarse: quant.Recipe
+) -> None:
+    quant.quantize_(copied := copy.deepcopy(net), coarse, statistics)
+    (name, layer), *_ = [one for one in copied.named_modules() if isinstance(one[1], QuantizedLayer)]
+    plain = output_errors(net, {name: layer}, statistics)
+    slots, scale = len(statistics.schedule), layer.input_scale
+    assert scale is not None
+    layer.set_time_grids(scale.expand(slots, 3), int(layer.input_zero_point or 0))
+    assert output_errors(net, {name: layer}, statistics)[name] == pytest.approx(plain[name], rel=1e-3)
+    layer.set_time_grids(scale.expand(slots, 3) * 8, int(layer.input_zero_point or 0))
+    assert output_errors(net, {name: layer}, statistics)[name] > 1.3 * plain[name]
 
 
 def test_layers_are_chosen_by_effect_per_cost() -> None:

@@ -22,9 +22,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert all(
         torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
     )
-    assert later.seconds("weights.up/0 x") == 1.5
+    assert later.seconds("weights.up/0 x") == later.resumed_seconds == 1.5
     later.save("other", {"x": TENSORS["a.b"].t()}, 2.0)
-    assert later.total_seconds == 3.5
+    assert (later.total_seconds, later.resumed_seconds) == (3.5, 1.5)
     assert torch.equal((later.load("other") or {})["x"], TENSORS["a.b"].t())
 
 

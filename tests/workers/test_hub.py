@@ -38,12 +38,13 @@ class Gate:
             raise TimeoutError("no permit")
         if bool((call.sample == POISON).any()):
             raise ValueError("poison")
+        self.fallbacks += int((call.timestep > 0).sum())
         return call.sample * 2
 
 
-def call(value: float, rows: int = 1, width: int = 3) -> DenoiserCall:
+def call(value: float, rows: int = 1, width: int = 3, time: int = 0) -> DenoiserCall:
     zeros = torch.zeros(rows, dtype=torch.int64)
-    return DenoiserCall(torch.full((rows, width), value), zeros, zeros, zeros + 4, zeros)
+    return DenoiserCall(torch.full((rows, width), value), zeros + time, zeros, zeros + 4, zeros)
 
 
 class Bench:
@@ -111,6 +112,15 @@ def bench() -> Iterator[Bench]:
     yield made
     made.gate.permits.release(100)
     made.hub.stop()
+
+
+def test_a_batch_tells_of_rows_that_no_table_knew(bench: Bench) -> None:
+    bench.set_limit(16)
+    bench.block()
+    for time_of_row in (0, 5, 7):
+        bench.ask(1.0, rows=2, time=time_of_row)
+    bench.finish()
+    assert [batch.fallbacks for batch in bench.batches] == [0, 4]
 
 
 def test_waiting_calls_of_one_shape_run_as_one(bench: Bench) -> None:

@@ -27,7 +27,7 @@ def result(pictures: int) -> JobResult:
 def test_messages_move_the_series_they_should() -> None:
     metrics = Metrics()
     for message in (
-        BatchRan(**LABELS, rows=8, jobs=4, seconds=0.2),
+        BatchRan(**LABELS, rows=8, jobs=4, seconds=0.2, fallbacks=3),
         BatchRan(**LABELS, rows=2, jobs=1, seconds=0.1, is_warmup=True),
         StageTook(**LABELS, stage="vae_decode", seconds=0.3),
         Loaded(**LABELS, seconds=1.5, weights_bytes=1000),
@@ -37,6 +37,7 @@ def test_messages_move_the_series_they_should() -> None:
         metrics.heard(message, "cuda:0")
     assert value(metrics, "denoise_steps_total", **LABELS, is_warmup="false") == 8
     assert value(metrics, "denoise_steps_total", **LABELS, is_warmup="true") == 2
+    assert value(metrics, "temporal_fallbacks_total", **LABELS, is_warmup="false") == 3
     assert value(metrics, "batch_size_sum", **LABELS, is_warmup="false") == 8
     assert value(metrics, "denoise_step_duration_seconds_sum", **LABELS, is_warmup="false") == 0.2
     stage = value(metrics, "stage_duration_seconds_sum", **LABELS, is_warmup="false", stage="vae_decode")

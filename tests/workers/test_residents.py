@@ -31,6 +31,7 @@ class Heavy:
     name: str
     weights_bytes: int
     backend: str = "torch"
+    fallbacks: int = 0
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 import quant
+from jobs.profile import Fidelity
 from pipelines.denoiser import Denoiser, TorchDenoiser
+from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import QuantizedDenoiser, load_quantized
+from pipelines.quantized import QuantizedDenoiser, load_quantized, open_reference
 from zoo import build
 from zoo.accuracy import painter, score, unseen
 
@@ -65,6 +68,46 @@ def test_openvino_agrees_with_the_reference_in_int8_kernels(
     errors = [quant.relative_error(w8a8.run(call), reference.run(call)) for call in calls]
     assert sum(errors) / len(errors) <= 0.01
     assert max(errors) <= 0.02, errors
-    share = w8a8.executable.int8_share(w8a8.library_call(calls[0]))  # type: ignore[attr-defined]
+    (call,) = library_calls(type(components.skeleton), calls[0])
+    share = w8a8.executable.int8_share(plain(call))  # type: ignore[attr-defined]
     assert share >= 0.90
     assert torch.isfinite(w8a8.run(calls[0])).all()
+
+
+SHARES = {"w8a8": 0.30, "tfmq-w8a8": 0.30, "tfmq-w4a8": 0.17, "tfmq-w4a32": 0.17, "tfmq-w4a8-tib": 0.17,
+          "tfmq-w4a8-cache": 0.17}  # fmt: skip
+"""The most that a shipped artifact may store, as a share of the float32 weights."""
+
+
+@pytest.mark.parametrize("name", build.SHIPPED)
+def test_every_shipped_artifact_is_whole_small_and_measured(name: str, components: Components) -> None:
+    folder = ARTIFACT.parent / name
+    manifest = quant.read_manifest(folder)
+    quant.verify(folder, manifest)
+    assert manifest.recipe == quant.load_recipe(name).model_dump(mode="json"), "built by the recipe as it is now"
+    stored = sum(path.stat().st_size for path in folder.glob("denoiser.safetensors"))
+    assert stored <= SHARES[name] * manifest.float_weights_bytes
+    card = build.card_of(folder)
+    module, _ = open_reference(card, components)
+    assert all(not parameter.is_meta for parameter in module.parameters())
+    assert manifest.fidelity is not None
+    fidelity = Fidelity.model_validate(manifest.fidelity)
+    assert fidelity.prompts >= 256
+    assert fidelity.psnr_db >= 30
+    assert fidelity.seconds is not None and fidelity.float_seconds is not None
+    assert fidelity.prompt_accuracy is not None and fidelity.float_prompt_accuracy is not None
+    assert fidelity.prompt_accuracy >= fidelity.float_prompt_accuracy - 0.02
+
+
+@pytest.mark.parametrize("name", ["tfmq-w4a8", "tfmq-w4a8-tib"])
+def test_backends_agree_on_calls_of_known_and_unknown_steps(name: str, components: Components, tmp_path: Path) -> None:
+    card = build.card_of(ARTIFACT.parent / name)
+    fast, slow = (
+        load_quantized(card, components, build.Means(tmp_path), backend=backend) for backend in quant.BACKENDS
+    )
+    calls = build.typical_calls(components, 6)
+    between = [replace(call, timestep=call.timestep - 13) for call in calls[1:3]]
+    for call in [*calls, *between]:
+        assert quant.relative_error(fast.run(call), slow.run(call)) <= 0.03
+    tables = name != "tfmq-w4a8-tib"
+    assert fast.fallbacks == slow.fallbacks == (sum(call.rows for call in between) if tables else 0)
