@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import quant
@@ -174,3 +177,66 @@ def test_lists_with_an_entry_per_row_are_split(unet: Path) -> None:
     denoiser = QuantizedDenoiser("w8a8", "openvino", type(components.skeleton), spy)
     assert torch.equal(denoiser.run(call), call.sample)
     assert [part.constants["img_shapes"] for part in spy.seen] == [[[1, 2]], [[3, 4]]]
+
+
+def small_tfmq() -> quant.Recipe:
+    """The shipped 4-bit recipe at a few iterations on a few rows."""
+    recipe = quant.load_recipe("tfmq-w4a8")
+    rounding = recipe.rounding.model_copy(update={"iterations": 4, "samples": 8, "batch": 4})
+    return recipe.model_copy(update={"rounding": rounding})
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny("stable-diffusion", tmp_path / "model")
+    whole = BuildOrder(folder, tmp_path / "whole", small_tfmq(), ["a b"], DEFAULTS)
+    quantize_folder(whole)
+    save, saved = quant.Stages.save, list[str]()
+
+    def save_twice(self: quant.Stages, name: str, *rest: Any) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, *rest)
+
+    killed = replace(whole, out=tmp_path / "killed")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(quant.Stages, "save", save_twice)
+        quantize_folder(killed)
+    assert not killed.out.exists(), "nothing half-saved"
+    again = list[str]()
+
+    def save_and_tell(self: quant.Stages, name: str, *rest: Any) -> None:
+        again.append(name)
+        save(self, name, *rest)
+
+    monkeypatch.setattr(quant.Stages, "save", save_and_tell)
+    quantize_folder(killed)
+    assert not set(saved) & set(again), "finished stages are not done again"
+    for name in ("denoiser.safetensors", "temporal.safetensors"):
+        assert (killed.out / name).read_bytes() == (whole.out / name).read_bytes()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["killed", "model", "whole"]
+
+
+def test_weights_of_nan_leave_nothing_behind(tmp_path: Path) -> None:
+    folder = save_tiny("stable-diffusion", tmp_path / "model")
+    file = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["mid_block.resnets.0.conv1.weight"][0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(quant.QuantError, match="NaN or infinity"):
+        quantize_folder(BuildOrder(folder, tmp_path / "made", small_tfmq(), ["a b"], DEFAULTS))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("backend", quant.BACKENDS)
+def test_steps_that_no_table_knows_are_served_and_counted(backend: str, tmp_path: Path) -> None:
+    folder = save_tiny("stable-diffusion", tmp_path / "model")
+    recipe = quant.load_recipe("tfmq-w4a8-cache").fast()
+    quantize_folder(BuildOrder(folder, tmp_path / "artifact", recipe, ["a b"], DEFAULTS))
+    card = Manifest.read(tmp_path / "artifact" / "manifest.json").card(tmp_path / "artifact")
+    components = load_components(folder)
+    denoiser = load_quantized(card, components, quant.Options(tmp_path / "cache", threads=1), backend=backend)
+    Session(components, ORDER, DirectSeams(denoiser)).draw()
+    assert denoiser.fallbacks == 0
+    Session(components, replace(ORDER, steps=7), DirectSeams(denoiser)).draw()
+    assert denoiser.fallbacks > 0
