@@ -22,7 +22,7 @@ HEAD = """# Temporal features kept: what each way is worth
 Made by `python -m bench tfmq` (resumes row by row); numbers also in `tfmq.json`. Model: shapes-unet, 25 DDIM steps,
 guidance 3; {prompts} unseen prompts, the same seeds and noise for all rows; {calibration_prompts} calibration prompts;
 {iterations} iterations of batch 32 for every block of every method but rtn, {temporal_iterations} for TIAR as published.
-Run by the openvino backend on {cores} cores of {processor}, {date}. Higher is better for
+Rows were made one by one on {cores} core(s) of {processor}, {date}, and drawn by the openvino backend. Higher is better for
 PSNR, SSIM, cosine and accuracy. Build seconds count calibration and all reconstruction of a row, also where it was shared.
 
 `rtn`, `ptq4dm` and `qdiffusion` are our implementations of those methods' ideas on the same grids and kernels; they

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.grid import (
@@ -21,6 +21,7 @@ from quant.grid import (
 ENDS = st.floats(-1e4, 1e4, width=32)
 
 
+@settings(deadline=None)
 @given(low=ENDS, high=ENDS, bits=st.integers(2, 8))
 def test_points_span_the_interval_and_hold_zero(low: float, high: float, bits: int) -> None:
     if max(high, 0.0) - min(low, 0.0) < 1e-6:
@@ -103,6 +104,7 @@ def test_the_search_is_the_best_of_its_candidates() -> None:
         assert float(scale) == pytest.approx(min(errors, key=lambda candidate: errors[candidate]), rel=1e-5)
 
 
+@settings(deadline=None)
 @given(numbers=st.lists(st.integers(-8, 7), max_size=33))
 def test_four_bit_integers_survive_packing(numbers: list[int]) -> None:
     integers = torch.tensor(numbers, dtype=torch.int8)

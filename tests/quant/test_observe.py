@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import CalibrationError
@@ -23,6 +23,7 @@ def histogram_of(*parts: torch.Tensor) -> Histogram:
 
 
 @example(first=[0.0], second=[-262145.0, -1.3e-43])
+@settings(deadline=None)
 @given(first=NUMBERS, second=NUMBERS)
 def test_order_and_batching_do_not_matter(first: list[float], second: list[float]) -> None:
     one, two = torch.tensor(first), torch.tensor(second)
@@ -81,6 +82,7 @@ def test_what_cannot_be_quantized_is_refused() -> None:
         best_grid(Histogram(), 8, "minmax")
 
 
+@settings(deadline=None)
 @given(first=NUMBERS, second=NUMBERS)
 def test_merging_is_counting_together(first: list[float], second: list[float]) -> None:
     one, two = torch.tensor(first), torch.tensor(second)
@@ -93,6 +95,7 @@ def test_merging_is_counting_together(first: list[float], second: list[float]) -
     assert np.array_equal(merged.counts, together.counts)
 
 
+@settings(deadline=None)
 @given(first=NUMBERS, second=NUMBERS, third=NUMBERS)
 def test_histograms_of_fewer_bins_merge_both_ways(first: list[float], second: list[float], third: list[float]) -> None:
     fine, coarse = histogram_of(torch.tensor(first)), Histogram(bins=16)

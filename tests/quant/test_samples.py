@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quant
@@ -36,6 +36,7 @@ def rows_by_step(samples: Samples) -> Counter[int]:
     return Counter(step for call in samples.calls for step in call.clock.step.tolist())
 
 
+@settings(deadline=None, max_examples=30)
 @given(count=st.integers(1, 200), prompts=st.integers(1, 12), normal=st.booleans())
 def test_as_many_rows_as_there_are_or_were_wished(count: int, prompts: int, normal: bool) -> None:
     samples = kept(SampleWish(count, "normal" if normal else "uniform"), prompts)
