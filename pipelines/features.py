@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import quant
 from jobs.profile import FLOAT, Defaults, ProfileCard
@@ -20,11 +20,10 @@ from pipelines.quantized import open_reference
 from quant.metrics import Features
 
 
-def steps_of(components: Components, subject: Subject, defaults: Defaults) -> list[quant.Call]:
+def steps_of(components: Components, denoiser: nn.Module, subject: Subject, defaults: Defaults) -> list[quant.Call]:
     """One row of every denoiser call that drawing one subject makes: a call for each timestep, in order.
 
-    Of a call of both branches it is the conditional row. The denoiser answers zeros: what it would answer changes
-    nothing of the timesteps.
+    Of a call of both branches it is the conditional row. `denoiser` is the float one, which answers.
     """
     seen: list[quant.Call] = []
 
@@ -33,8 +32,7 @@ def steps_of(components: Components, subject: Subject, defaults: Defaults) -> li
         row = plain(call.take(torch.tensor([_conditional_row(call)])))
         if row.timestep is None or not any(old is not None and torch.equal(old, row.timestep) for old in timesteps):
             seen.append(row)
-        sample = next(iter(call.rows.values()))
-        return torch.zeros_like(sample)
+        return quant.call_module(denoiser, call)
 
     runner(components, [subject], defaults)(answer)
     return seen
@@ -52,8 +50,8 @@ def temporal_features(
 
     Features are what E0 and E1 frontier layers put out: they depend on the step alone once the request is given.
     """
-    calls = steps_of(components, subject, defaults)
     denoiser = load_denoiser(components)
+    calls = steps_of(components, denoiser, subject, defaults)
     leaves = [leaf for leaf in quant.examine(denoiser, calls[0]).leaves if leaf.frontier]
     names = [leaf.name for leaf in leaves]
     if not names:

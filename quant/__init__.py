@@ -9,7 +9,7 @@ executable = open_backend("openvino", folder, manifest, empty, options)
 from __future__ import annotations
 
 from quant.artifact import load_fallback, load_into, save
-from quant.backends.call import Call, Executable
+from quant.backends.call import Call, Executable, call_module
 from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
 from quant.backends.moment import run_timed, timed
 from quant.calibrate import Statistics, calibrate
@@ -56,6 +56,7 @@ __all__ = [
     "builtin_recipes",
     "calibrate",
     "calibrate_for",
+    "call_module",
     "discover",
     "examine",
     "feature_source",

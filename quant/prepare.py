@@ -18,12 +18,12 @@ from quant.splits import find_splits
 def reconstruction_key(recipe: Recipe) -> str:
     """Equal for two recipes exactly when the same statistics give them the same reconstructed weights.
 
-    Grids of inputs do not matter, for weights are reconstructed on float inputs; nor does what becomes of temporal
-    layers that are treated apart.
+    Grids of inputs matter only where they are learned, or decide which layers are sensitive: weights are reconstructed
+    on float inputs. What becomes of temporal layers that are treated apart does not matter.
     """
     rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
-    iterations = recipe.rounding.activation_iterations
-    learned = (iterations, recipe.activations) if iterations else ()
+    inputs_matter = recipe.rounding.activation_iterations > 0 or recipe.sensitive.macs > 0
+    learned = (recipe.rounding.activation_iterations, recipe.activations) if inputs_matter else ()
     apart = recipe.temporal.maintenance != "none"
     rules = [(rule.match, rule.keep, rule.weights) for rule in recipe.rules]
     return repr((recipe.weights, rounding, learned, rules, recipe.split_skips, recipe.scope, apart, recipe.sensitive))

@@ -191,7 +191,7 @@ def test_second_ones_are_reported(tmp_path: Path) -> None:
 
 def test_our_manifest_is_the_one_that_quant_writes() -> None:
     from jobs.manifest import Manifest
-    from quant.artifact import Manifest as Written
+    from quant.manifest import Manifest as Written
 
     assert Manifest.model_fields.keys() == Written.model_fields.keys()
     written = Written.model_validate(MANIFEST)

@@ -10,7 +10,7 @@ import quant
 from jobs.manifest import Manifest
 from jobs.profile import Defaults, ProfileCard
 from pipelines.features import steps_of, temporal_features
-from pipelines.load import load_components
+from pipelines.load import load_components, load_denoiser
 from pipelines.quantized import Order, quantize_folder
 from pipelines.temporal import compare_features
 from pipelines.tiny import save_tiny
@@ -42,7 +42,7 @@ def test_an_exact_cache_keeps_features_and_rounding_does_not(tmp_path: Path) -> 
 
 def test_steps_are_those_of_the_schedule(tmp_path: Path) -> None:
     components = load_components(save_tiny("stable-diffusion", tmp_path / "model"))
-    calls = steps_of(components, "a b", DEFAULTS)
+    calls = steps_of(components, load_denoiser(components), "a b", DEFAULTS)
     times = [float(call.timestep) for call in calls if call.timestep is not None]
     assert len(times) == 3
     assert times == sorted(times, reverse=True)
