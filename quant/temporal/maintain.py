@@ -287,6 +287,8 @@ def _fallback(task: _Task, plan: TemporalPlan) -> dict[str, Kept]:
     They are rounded to nearest with float inputs: between the steps of a schedule nothing can be calibrated. Layers of
     features that depend on pooled text stay float where tables do, for they are all that a request is served by.
     """
+    if not plan.lookups:
+        return {}
     exact = task.settings.storage == "float32" and any(one.strategy == "hoist" for one in plan.lookups)
     form = LayerForm(weight_bits=FALLBACK_BITS)
     kept: dict[str, Kept] = {}
