@@ -34,7 +34,8 @@ from quant.sensitivity import output_errors, worth_keeping
 from quant.stages import Stages
 from quant.temporal.discover import TemporalLeaf, UnknownStructure, discover
 from quant.temporal.features import TemporalPlan
-from quant.temporal.maintain import Kept, Maintained, maintain, temporal_reports
+from quant.temporal.maintain import Kept, Maintained, maintain
+from quant.temporal.report import temporal_reports
 
 Progress = Callable[[str, int, int], None]
 

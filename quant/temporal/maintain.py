@@ -72,6 +72,7 @@ class _Task:
     example: Call
     times: Mapping[str, tuple[float, ...]]
     program: TemporalProgram
+    hoisted: Mapping[str, Strategy]
     seed: int
     progress: Progress
 
@@ -110,7 +111,8 @@ def maintain(
     if len(names) > 1:
         return Maintained(bare, notes=(f"temporal layers stay float: there are several timesteps, {', '.join(names)}",))
     program = TemporalProgram(module, leaves)
-    task = _Task(module, tuple(leaves), settings, example, {names[0]: statistics.schedule}, program, seed, progress)
+    times, hoisted = {names[0]: statistics.schedule}, _hoisted(leaves, statistics.calls)
+    task = _Task(module, tuple(leaves), settings, example, times, program, hoisted, seed, progress)
     ways = {"tib": _by_layers, "cache": _by_tables, "select": _by_the_better}
     progress("temporal layers", 0, 1)
     try:
@@ -119,30 +121,6 @@ def maintain(
         return Maintained(bare, notes=(f"temporal layers stay float: {error}",))
     finally:
         progress("temporal layers", 1, 1)
-
-
-def temporal_reports(maintained: Maintained) -> dict[str, dict[str, object]]:
-    """What layer reports have to say of each temporal layer that was treated apart."""
-    plan, told = maintained.plan, dict[str, dict[str, object]]()
-    if plan is None:
-        return told
-    for name, layer in maintained.replacements.items():
-        told[name] = {"bytes_after": sum(buffer.nbytes for buffer in layer.buffers()), "kept_float_because": None}
-    for name, form in maintained.forms.items():
-        grids = "float inputs" if form.input_bits is None else f"u{form.input_bits} per tensor"
-        each = " and step" if form.kind == "stepwise" else ""
-        told[name.removesuffix(".inner")]["scheme"] = f"s{form.weight_bits} per channel, {grids}{each}"
-    for stub in plan.stubs:
-        told[stub.name]["scheme"] = "dropped: only looked-up layers read it"
-    for one in plan.lookups:
-        ways = {
-            "cache": f"{one.storage} table",
-            "hoist": "computed once a request",
-            "select": f"{one.storage} table or",
-        }
-        computed = told[one.name].get("scheme", "")
-        told[one.name]["scheme"] = f"{ways[one.strategy]} {computed}".strip()
-    return told
 
 
 def _by_layers(task: _Task) -> Maintained:
@@ -155,7 +133,7 @@ def _by_layers(task: _Task) -> Maintained:
 
 def _by_tables(task: _Task) -> Maintained:
     """Cache-based maintenance: tables of the float features; what made them is stored apart, if at all."""
-    plan = make_plan(task.program, task.leaves, task.example, task.times, storage=task.settings.storage)
+    plan = _tabled(task)
     tables = _tables(task, plan)
     plan = _with_errors(plan, tables)
     return Maintained(plan, cut_leaves(task.module, plan, tables), {}, _fallback(task, plan))
@@ -163,7 +141,7 @@ def _by_tables(task: _Task) -> Maintained:
 
 def _by_the_better(task: _Task) -> Maintained:
     """Disturbance-aware selection, among the frontier layers that a table can hold."""
-    cached = make_plan(task.program, task.leaves, task.example, task.times, storage=task.settings.storage)
+    cached = _tabled(task)
     exact = _tables(task, cached)
     tib = _quantized(task)
     selection = _selection(task, cached, exact, tib)
@@ -176,7 +154,7 @@ def _by_the_better(task: _Task) -> Maintained:
         task.times,
         storage=task.settings.storage,
         storages={name: one.storage for name, one in chosen.items() if one.storage is not None},
-        choices={name: strategies[one.strategy] for name, one in chosen.items()},
+        choices={**task.hoisted, **{name: strategies[one.strategy] for name, one in chosen.items()}},
     ).model_copy(update={"selection": selection})
     masks = {name: torch.tensor(one.uses_tib) for name, one in chosen.items() if one.strategy == "both"}
     plan = _with_errors(plan, exact)
@@ -185,6 +163,21 @@ def _by_the_better(task: _Task) -> Maintained:
     replacements = {**kept, **cut_leaves(task.module, plan, exact, masks=masks, inner=beside)}
     forms = dict.fromkeys((*kept, *(f"{name}.inner" for name in beside)), tib.form)
     return Maintained(plan, replacements, forms, _fallback(task, plan))
+
+
+def _tabled(task: _Task) -> TemporalPlan:
+    """The plan with a table wherever one can be."""
+    storage = task.settings.storage
+    return make_plan(task.program, task.leaves, task.example, task.times, storage=storage, choices=task.hoisted)
+
+
+def _hoisted(leaves: Sequence[TemporalLeaf], calls: Sequence[Call]) -> dict[str, Strategy]:
+    """Frontier layers whose features each request needs anew although no text reaches them: of class E1, where requests
+    differ in their constants, as in their class. Tables would hold for one of many.
+    """
+    names = [name for name in calls[0].rows if calls[0].role(name) == "constant"]
+    differ = any(not torch.equal(call.rows[name], calls[0].rows[name]) for call in calls for name in names)
+    return {leaf.name: "hoist" for leaf in leaves if leaf.frontier and leaf.category == "E1" and differ}
 
 
 def _tables(task: _Task, plan: TemporalPlan) -> dict[str, Tensor]:

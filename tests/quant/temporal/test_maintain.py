@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 import quant
@@ -218,6 +218,48 @@ def test_a_model_without_a_timestep_is_quantized_all_the_same() -> None:
     made = quant.quantize_(module, chosen, statistics)
     assert made.plan is None or not made.plan.lookups
     assert made.report.layers[0].scheme is not None
+
+
+def test_features_of_classes_are_computed_once_a_request(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module: nn.Module = DiTTransformer2DModel(
+                num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+                sample_size=8, num_embeds_ada_norm=10,
+            )  # fmt: skip
+        return module.eval().requires_grad_(False)
+
+    def empty() -> nn.Module:
+        module = make()
+        for part in module.modules():
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                setattr(part, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+        return module
+
+    def at(time: float, label: int) -> quant.Call:
+        rows = {
+            "hidden_states": torch.randn(1, 4, 8, 8),
+            "timestep": torch.tensor([time]),
+            "class_labels": torch.tensor([label]),
+        }
+        roles: Any = {"timestep": "time", "class_labels": "constant"}
+        return quant.Call(rows, quant.StepClock.unknown(1), constants={"return_dict": False}, roles=roles)
+
+    module, chosen = make(), temporal_only("cache")
+    statistics = quant.calibrate_for(module, lambda answer: [answer(at(t, n)) for n in (1, 2) for t in TIMES], chosen)
+    made = quant.quantize_(module, chosen, statistics)
+    assert made.plan is not None
+    assert {one.strategy for one in made.plan.lookups} == {"hoist"}
+    facts: Any = {"model": "m", "model_sha256": "a" * 64, "calibration": {}, "version": "0"}
+    manifest = quant.save(tmp_path / "made", module, made, chosen, **facts)
+    for backend in quant.BACKENDS:
+        executable = quant.open_backend(
+            backend, tmp_path / "made", manifest, empty, quant.Options(tmp_path / "cache", threads=1)
+        )
+        for call in (at(TIMES[1], 7), at(TIMES[2], 7)):  # a class that was never calibrated on
+            assert quant.relative_error(executable.run(call), quant.call_module(make(), call)) < 1e-4
+        assert executable.fallbacks == 0
 
 
 def test_weights_of_nan_are_refused() -> None:
