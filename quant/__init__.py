@@ -1,9 +1,10 @@
-"""Quantizes denoisers: `calibrate`, `quantize_`, `save`, then `open_backend`. Knows torch only: no pipelines, no queue.
+"""Quantizes denoisers: `calibrate_for`, `quantize_`, `save`, `open_backend`. Knows torch only, no pipelines.
 
-statistics = calibrate(module, run)            # run(module) feeds it whatever is typical
-report = quantize_(module, recipe, statistics) # in place; the report names every layer
-save(folder, module, report, recipe, ...)      # manifest.json + safetensors
+statistics = calibrate_for(module, run, recipe)      # run(answer) has every call of a typical run answered
+made = quantize_(module, recipe, statistics)         # in place; made.report names every layer
+save(folder, module, made, recipe, ...)              # manifest.json + safetensors
 executable = open_backend("openvino", folder, manifest, empty, options)
+answer = executable.run(call)                        # a Call: tensors by name, clock of each row, roles of arguments
 """
 
 from __future__ import annotations

@@ -49,6 +49,15 @@ def test_the_picture_shows_the_prompt(client: Client, profile: str) -> None:
     assert wrong.count([]) >= 8, wrong
 
 
+@pytest.mark.parametrize("steps", [25, 9])
+def test_kept_temporal_features_serve_any_number_of_steps(client: Client, steps: int) -> None:
+    """Tables are for 25 steps; the timesteps of 9 are mostly others."""
+    fields: dict[str, Any] = {"profile": "tfmq-w4a8", "num_inference_steps": steps}
+    made = [client.generate(PROMPT, seed=seed, **fields) for seed in range(5)]
+    assert {one.used.backend for one in made} == {"openvino"}
+    assert [faults(pixels(one[0].data), SCENE) for one in made].count([]) >= 4
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_same_seed_alone_gives_the_same_bytes(client: Client, profile: str) -> None:
     one, again = (client.generate(PROMPT, profile=profile, seed=11)[0] for _ in range(2))
