@@ -178,7 +178,7 @@ def test_memory_decides_speed_and_not_results() -> None:
 
 
 def test_the_model_is_as_before() -> None:
-    net = make_block_net().train()
+    net, threads = make_block_net().train(), threading.active_count()
     quantized, samples = nearest(net), samples_of(net)
     units = find_units(net, list(quantized), samples.calls[0])
     with (
@@ -190,7 +190,7 @@ def test_the_model_is_as_before() -> None:
         raise RuntimeError("killed")
     assert all("forward" not in part.__dict__ and part.training for part in net.modules())
     assert all(not part._forward_hooks and not part._forward_pre_hooks for part in net.modules())
-    assert threading.active_count() == 1
+    assert threading.active_count() <= threads
 
 
 class Folding(nn.Module):
