@@ -42,7 +42,8 @@ bench: $(DEV_READY)
 	@exec $(BIN)/python -m bench
 
 zoo: $(DEV_READY)
-	@exec $(BIN)/python -m zoo.train
+	$(BIN)/python -m zoo.train shapes-unet
+	$(BIN)/python -m zoo.train shapes-dit
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,12 +1,12 @@
-"""`python -m bench [load] [tfmq]`: runs the benches and keeps their results under bench/results/."""
+"""`python -m bench [load] [tfmq] [trdq]`: runs the benches and keeps their results under bench/results/."""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import load, tfmq
+from bench import load, tfmq, trdq
 
-BENCHES = {"load": load.run, "tfmq": tfmq.run}
+BENCHES = {"load": load.run, "tfmq": tfmq.run, "trdq": trdq.run}
 SHORT = ["load"]
 """Those that take minutes, not hours."""
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def _ready(port: int) -> bool:
 
 
 @contextmanager
-def service(**settings: object) -> Iterator[int]:
-    """A running service; yields its port. Keywords become HALFTONE_* variables.
+def service(prepare: Callable[[Path], object] | None = None, /, **settings: object) -> Iterator[int]:
+    """A running service; yields its port. Keywords become HALFTONE_* variables; `prepare` gets its data folder before.
 
     Raises:
         RuntimeError: it was not ready within three minutes; the message ends with its log.
@@ -42,6 +42,8 @@ def service(**settings: object) -> Iterator[int]:
     extra = {f"HALFTONE_{name.upper()}": str(value) for name, value in settings.items()}
     roomy = {"HALFTONE_MAX_QUEUED_PER_KEY": "10000", "HALFTONE_MAX_QUEUE": "10000", "HALFTONE_METRICS_PORT": "0"}
     with tempfile.TemporaryDirectory(prefix="halftone-bench-") as data:
+        if prepare is not None:
+            prepare(Path(data))
         log = Path(data) / "serve.log"
         command = [sys.executable, "-m", "halftone", "serve", "--port", str(port), "--data", data]
         with log.open("wb") as sink:

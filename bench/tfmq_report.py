@@ -7,15 +7,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.table import Columns, Found, bars, lines
 from bench.tfmq_rows import METHODS, MIXED, RIVALS
 
 SHOWN = (*METHODS, *MIXED)
 
 OUT = Path("docs/results")
-
-Found = dict[str, Any]
 
 HEAD = """# Temporal features kept: what each way is worth
 
@@ -23,15 +21,15 @@ Made by `python -m bench tfmq` (resumes row by row); numbers also in `tfmq.json`
 guidance 3; {prompts} unseen prompts, the same seeds and noise for all rows; {calibration_prompts} calibration prompts;
 {iterations} iterations of batch 32 for every block of every method but rtn, {temporal_iterations} for TIAR as
 published. Each row was made on {cores} core(s) of {processor}, {date}, and drawn by
-the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy. Build seconds count calibration and all
-reconstruction of a row, also where rows shared it.
+the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy; 100 dB stands for equal pictures. Build
+seconds count calibration and all reconstruction of a row, also where rows shared it.
 
 `rtn`, `ptq4dm` and `qdiffusion` are our implementations of those methods' ideas on the same grids and kernels; they
 quantize temporal layers as all others. `-mixed`: the most sensitive layers have 8-bit weights, as in the recipe that is
 shipped; for a rival too.
 """
 
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: Columns = {
     "psnr_db": ("PSNR dB", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "trajectory_distance": ("trajectory distance", ".4f"),
@@ -39,7 +37,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "mismatch_rate": ("mismatch rate", ".3f"),
     "prompt_accuracy": ("prompt accuracy", ".3f"),
     "frechet": ("Fréchet distance", ".3f"),
-    "bytes": ("MB", ".2f"),
+    "megabytes": ("MB", ".2f"),
     "build_seconds": ("build s", ".0f"),
 }
 """Field of a row to its heading and format."""
@@ -51,7 +49,8 @@ def write(facts: Found, float_row: Found, found: Sequence[Found]) -> None:
     document = {"facts": facts, "float": float_row, "rows": list(found)}
     (OUT / "tfmq.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (OUT / "tfmq.md").write_text(markdown(facts, float_row, found), encoding="utf-8")
-    picture(found, OUT / "tfmq.png")
+    sets = [(title.partition(",")[0], rows) for title, rows in _tables(found)]
+    bars(sets, SHOWN, (*RIVALS, "qdiffusion-mixed"), OUT / "tfmq.png")
     print((OUT / "tfmq.md").read_text(encoding="utf-8"))
 
 
@@ -65,7 +64,12 @@ def markdown(facts: Found, float_row: Found, found: Sequence[Found]) -> str:
     )
     parts = [head, told, ""]
     for title, rows in _tables(found):
-        parts += [f"## {title}", "", *_table(rows), ""]
+        parts += [
+            f"## {title}",
+            "",
+            *lines([{**row, "megabytes": row["bytes"] / 1e6} for row in rows], SHOWN, COLUMNS),
+            "",
+        ]
     parts += ["## Verdict", "", *verdict(float_row, found), ""]
     parts += ["![PSNR by method](tfmq.png)", ""]
     return "\n".join(parts)
@@ -82,33 +86,6 @@ def _tables(found: Sequence[Found]) -> list[tuple[str, list[Found]]]:
     apart = [row for row in found if row["scope"] == "temporal"]
     sets.append(("Ablation: only temporal layers quantized, W4A8, everything unrelated to time float", apart))
     return [(title, rows) for title, rows in sets if rows]
-
-
-def _table(rows: Sequence[Found]) -> list[str]:
-    lines = [
-        "| method | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for method in SHOWN:
-        mine = [row for row in rows if row["method"] == method]
-        if mine:
-            cells = [_cell([row[field] for row in mine], form) for field, (_, form) in _scaled(mine)]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _scaled(rows: Sequence[Found]) -> list[tuple[str, tuple[str, str]]]:
-    for row in rows:
-        row["bytes"] = row["bytes"] / 1e6 if row["bytes"] > 1000 else row["bytes"]
-    return list(COLUMNS.items())
-
-
-def _cell(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = format(statistics.fmean(known), form)
-    return f"{mean} ± {statistics.stdev(known):{form}}" if len(known) > 1 else mean
 
 
 def _shown(row: Found, field: str) -> str:
@@ -155,28 +132,3 @@ def _best(rows: Sequence[Found], bits: list[int], rivals: bool) -> tuple[str, fl
 def _mean(rows: Sequence[Found], bits: list[int], method: str, field: str) -> float:
     values = [row[field] for row in rows if list(row["bits"]) == bits and row["method"] == method]
     return statistics.fmean(values) if values else math.nan
-
-
-def picture(found: Sequence[Found], path: Path) -> None:
-    """Bars of PSNR by method, one group for each number of bits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sets = [(title.partition(",")[0], rows) for title, rows in _tables(found)]
-    figure, axes = pyplot.subplots(1, len(sets), figsize=(4 * len(sets), 3.6), squeeze=False)
-    for axis, (title, rows) in zip(axes[0], sets, strict=True):
-        methods = [method for method in SHOWN if any(row["method"] == method for row in rows)]
-        values = [statistics.fmean(row["psnr_db"] for row in rows if row["method"] == method) for method in methods]
-        colours = ["#999999" if method in (*RIVALS, "qdiffusion-mixed") else "#1f77b4" for method in methods]
-        axis.bar(methods, values, color=colours)
-        axis.set_title(title, fontsize=9)
-        axis.set_ylabel("PSNR to float, dB (from 30)")
-        axis.set_ylim(30, 1.1 * max(values))
-        axis.set_xticks(range(len(methods)), methods, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-        for place, value in enumerate(values):
-            axis.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -22,7 +22,7 @@ from jobs.manifest import Manifest
 from jobs.profile import ModelCard
 from pipelines.families import Subject
 from pipelines.load import quiet
-from pipelines.quantized import Order, quantize_folder
+from pipelines.quantized import QuantizationOrder, quantize_folder
 from pipelines.subjects import asks_of
 from workers.settings import WorkerSettings
 from zoo.shapes.captions import VOCABULARY, caption
@@ -85,7 +85,7 @@ def quantize_model(
         plan = quant.load_recipe(recipe)
         plan = plan.fast() if fast else plan
         place = out or settings.artifacts_dir / found.card.id / plan.name
-        order = Order(
+        order = QuantizationOrder(
             folder=found.folder,
             out=place,
             recipe=plan,

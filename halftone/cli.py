@@ -87,6 +87,8 @@ def profiles(url: Url = None, api_key: ApiKey = None, local: Local = False, json
         render.emit_json(found)
     else:
         render.emit_table(render.PROFILE_COLUMNS, map(render.profile_row, found))
+        for line in (line for card in found for line in render.guidance_lines(card)):
+            render.note(line)
 
 
 app.add_typer(jobs, name="jobs")

@@ -15,7 +15,7 @@ from torch import Tensor
 import quant
 from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, speaks_shapes
 from halftone.local import open_denoiser
-from jobs.profile import FLOAT, Defaults, ModelCard, ProfileCard
+from jobs.profile import FLOAT, Defaults, GuidanceCard, ModelCard, ProfileCard
 from pipelines.families import Subject
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
@@ -90,6 +90,7 @@ class Evaluation:
         found: every profile, `float` first; `float_weights_bytes` of each by name.
         shown: the first SHOWN pictures of each profile, [C, H, W] float in 0..1.
         selections: how profiles with both tables and quantized temporal layers choose between them.
+        plans: guidance plans of profiles that have one.
         notes: what was left out, and why.
     """
 
@@ -103,6 +104,7 @@ class Evaluation:
     shown: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     selections: Mapping[str, Selection] = field(default_factory=dict)
+    plans: Mapping[str, GuidanceCard] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -177,7 +179,8 @@ def evaluate_model(
         )
     sizes = {name: card.float_weights_bytes for name, card in cards.items()}
     evaluation = _evaluation(at, seed, chosen.subjects, found, sizes, shown, notes)
-    return replace(evaluation, selections=_selections(cards))
+    plans = {name: card.guidance for name, card in cards.items() if card.guidance is not None}
+    return replace(evaluation, selections=_selections(cards), plans=plans)
 
 
 def _evaluation(

@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from torch import Tensor
 
 from halftone.evaluation import Evaluation
-from halftone.plots import Picture, plot_samples, plot_selection, plot_temporal, plot_trajectory
+from halftone.plots import Picture, plot_guidance, plot_samples, plot_selection, plot_temporal, plot_trajectory
 from jobs.errors import InvalidRequest
 from jobs.profile import FLOAT
 from pipelines.families import Subject
@@ -20,12 +20,21 @@ from quant.temporal.select import CHOICES, picture_rows
 
 REPORT, PAGE = "evaluation.json", "evaluation.md"
 TRAJECTORY, TEMPORAL, SAMPLES, SELECTION = "trajectory.png", "temporal.png", "samples.png", "selection.png"
+GUIDANCE = "guidance.png"
 
 ABOUT = {
     TRAJECTORY: "How far the latents are from float's after each step, relative to their size; mean over pictures.",
     TEMPORAL: "Outputs of modules that depend on time: cosine with float's, and how many are nearer to another step's.",
     SAMPLES: "The first pictures, a row for each profile.",
     SELECTION: "What each module's temporal feature comes from at each step: a table, by its storage, or its layers.",
+    GUIDANCE: "What each step of a guidance plan runs, and how far the latents are from full guidance after it, "
+    "relative to their size; measured when the plan was made.",
+}
+LETTERS = {
+    "B": "both branches",
+    "S": "both, sharing attention",
+    "R": "conditional, kept differences reused",
+    "N": "conditional, no guidance",
 }
 MEANINGS = (
     "PSNR and SSIM: pictures against float's of the same seed, before encoding; means. Trajectory: relative L2 "
@@ -125,6 +134,10 @@ def _plot(evaluation: Evaluation, folder: Path) -> list[str]:
         rows_of = {name: picture_rows(one) for name, one in evaluation.selections.items()}
         plot_selection(folder / SELECTION, rows_of, CHOICES)
         plots.append(SELECTION)
+    if evaluation.plans:
+        plans = {name: (plan.steps, plan.deviations) for name, plan in evaluation.plans.items()}
+        plot_guidance(folder / GUIDANCE, plans, LETTERS)
+        plots.append(GUIDANCE)
     return plots
 
 

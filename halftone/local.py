@@ -134,11 +134,11 @@ def open_denoiser(
     """Reads a profile's denoiser into memory."""
     from pipelines.denoiser import TorchDenoiser
     from pipelines.load import load_denoiser
-    from pipelines.quantized import load_quantized
+    from pipelines.quantized import load_profile
 
     if profile == FLOAT:
         return TorchDenoiser(FLOAT, load_denoiser(components))
-    return load_quantized(catalog.profile(model, profile), components, settings)
+    return load_profile(catalog.profile(model, profile), components, settings)
 
 
 class Steps:

@@ -29,6 +29,9 @@ Choices = tuple[Sequence[str], Sequence[Sequence[int]]]
 Series = Mapping[str, Sequence[float]]
 """Values at steps 1, 2, ... by a name for the legend."""
 
+Steps = tuple[str, Sequence[float]]
+"""What each step of a guidance plan runs, a letter each, and the deviation of the latents after it, a share."""
+
 COLOURS = ("#1f6fb4", "#d9622b", "#2f8f5b", "#8a52a8", "#b8960c", "#c23b6b", "#4c9aa8", "#6b6b6b")
 """By place; apart in hue and in lightness. After eight they begin again, dotted."""
 
@@ -99,6 +102,31 @@ def plot_selection(path: Path, found: Mapping[str, Choices], names: Sequence[str
         axes.set_xlabel("denoising step")
     handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, names, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_guidance(path: Path, plans: Mapping[str, Steps], names: Mapping[str, str]) -> None:
+    """What each step of guidance plans runs, a bar a step in the height of the error that the latents have after it.
+
+    `names` says what the letters mean.
+    """
+    figure = Figure(figsize=(9, 0.8 + 1.9 * len(plans)), layout="constrained")
+    colours = dict(zip(names, COLOURS, strict=False))
+    panels = figure.subplots(len(plans), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (profile, (letters, deviations)) in zip(panels, plans.items(), strict=True):
+        places = range(1, len(letters) + 1)
+        percent = [100 * deviation for deviation in deviations]
+        tallest = max(percent, default=0.0) or 1.0
+        axes.bar(places, percent, color=[colours[letter] for letter in letters], width=0.8)
+        for place, letter in zip(places, letters, strict=True):
+            axes.text(place, -0.06 * tallest, letter, ha="center", va="top", fontsize=7, color=colours[letter])
+        _describe(axes, profile, "error of latents, %")
+        axes.set_ylim(-0.2 * tallest, 1.08 * tallest)
+        axes.grid(visible=False, axis="x")
+    for axes in panels[:-1]:
+        axes.set_xlabel("")
+    handles = [Patch(color=colours[letter], label=f"{letter}: {name}") for letter, name in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -99,13 +99,29 @@ def profile_row(card: ProfileView) -> list[str]:
     accuracy = card.fidelity.prompt_accuracy if card.fidelity else None
     right = "-" if accuracy is None else f"{100 * accuracy:.1f}"
     size = [f"{card.weights_bytes / 1e6:.1f}", f"{share:.0f}"]
-    return [card.model, card.name, card.backend, bits, *size, psnr, right, speed_up(card)]
+    left_out = f"{100 * card.guidance.saving:.0f}" if card.guidance else "-"
+    return [card.model, card.name, card.backend, bits, *size, psnr, right, left_out, speed_up(card)]
 
 
 PROFILE_COLUMNS = (
     *("model", "profile", "backend", "bits", "weights MB", "of float %", "PSNR dB", "prompt accuracy %"),
-    "times float's speed",
+    *("guidance left out %", "times float's speed"),
 )
+
+
+def guidance_lines(card: ProfileView) -> list[str]:
+    """A profile's guidance plan, for a person; nothing where it has none."""
+    plan = card.guidance
+    if plan is None:
+        return []
+    low, high = plan.guidance
+    errors = {"expected": plan.predicted_error, "measured": plan.measured_error}
+    told = " and ".join(f"{100 * error:.2f}% {name}" for name, error in errors.items() if error is not None)
+    return [
+        f"{card.name} of {card.model} runs {plan.steps} (B: both branches, S: sharing, R: reuse, N: no guidance)",
+        f"  {100 * plan.saving:.1f}% of multiply-adds left out, error of the final latents {told or 'not known'}, "
+        f"for guidance {low:g} to {high:g}",
+    ]
 
 
 def speed_up(card: ProfileView) -> str:

@@ -6,7 +6,7 @@ import re
 import secrets
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.request import ImageRequest, Notice
 
@@ -73,6 +73,11 @@ class Used(BaseModel):
     width: int
     height: int
     scheduler: str
+    guidance_saving: float | None = Field(
+        None,
+        description="Share of the denoiser's multiply-adds that the profile's guidance plan left out; 0 where it did "
+        "not fit the request, null where the profile has none.",
+    )
 
 
 class Costs(BaseModel):

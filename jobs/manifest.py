@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.profile import Fidelity, ProfileCard
+from jobs.profile import Fidelity, GuidanceCard, ProfileCard
 from jobs.request import ModelId, ProfileName
 
 FILE_NAME = "manifest.json"
@@ -21,7 +21,7 @@ class Manifest(BaseModel):
     format: Literal[2] = 2
     model: ModelId
     profile: ProfileName
-    backend: Literal["openvino", "reference"]
+    backend: Literal["openvino", "reference", "torch"]
     recipe: dict[str, Any]
     weight_bits: int = Field(ge=1, le=32)
     activation_bits: int = Field(ge=1, le=32)
@@ -31,9 +31,12 @@ class Manifest(BaseModel):
     files: dict[str, str] = Field(description="Sha256 by file name.")
     layers: list[dict[str, Any]]
     forms: dict[str, dict[str, Any]] = {}
+    transforms: dict[str, dict[str, Any]] = {}
+    rotation: dict[str, Any] | None = None
     notes: list[str] = []
     temporal: dict[str, Any] | None = None
     fallback: list[dict[str, Any]] = []
+    guidance: dict[str, Any] | None = None
     fallback_bytes: int = Field(0, ge=0, description="Stored apart, read only for timesteps that no table knows.")
     build_seconds: float | None = Field(None, ge=0)
     calibration: dict[str, Any]
@@ -57,5 +60,6 @@ class Manifest(BaseModel):
             weights_bytes=self.weights_bytes,
             float_weights_bytes=self.float_weights_bytes,
             fidelity=self.fidelity,
+            guidance=None if self.guidance is None else GuidanceCard.of_plan(self.guidance),
             artifact=folder,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,6 +41,59 @@ class Fidelity(BaseModel):
     float_seconds: float | None = Field(None, description="The same by float, in the same run.")
 
 
+class GuidanceCard(BaseModel):
+    """What a profile leaves out of classifier-free guidance, measured when its artifact was built."""
+
+    model_config = _CARD
+
+    saving: float = Field(description="Share of the denoiser's multiply-adds of a picture that is left out.")
+    steps: str = Field(
+        pattern="^[BSRN]*$",
+        description="What each step runs. B: both branches; S: both, sharing attention; R: the conditional one, and "
+        "kept differences stand in for the other; N: the conditional one, without guidance.",
+    )
+    guidance: tuple[float, float] = Field(description="Least and greatest guidance scale that it serves.")
+    calibrated_guidance: float
+    predicted_error: float | None = Field(
+        None, description="Relative error of the final latents against full guidance, as expected when it was chosen."
+    )
+    measured_error: float | None = Field(None, description="The same, of pictures drawn to check it.")
+    deviations: tuple[float, ...] = Field((), description="The same of the latents after each step.")
+
+    @classmethod
+    def of_plan(cls, plan: dict[str, Any]) -> GuidanceCard:
+        """The card of a manifest's plan, which the quant room writes. Raises pydantic's `ValidationError`."""
+        read = _Plan.model_validate(plan)
+        return cls(
+            **read.model_dump(exclude={"steps"}),
+            steps="".join(step.letter for step in read.steps),
+            deviations=tuple(step.deviation for step in read.steps),
+        )
+
+
+class _PlanStep(BaseModel):
+    unconditional: Literal["run", "reuse"]
+    gain: float
+    earlier: tuple[float, ...] = ()
+    pattern: int = 0
+    deviation: float = 0.0
+
+    @property
+    def letter(self) -> str:
+        if self.unconditional == "run":
+            return "S" if self.pattern else "B"
+        return "R" if any((self.gain, *self.earlier)) else "N"
+
+
+class _Plan(BaseModel):
+    steps: tuple[_PlanStep, ...]
+    saving: float
+    guidance: tuple[float, float]
+    calibrated_guidance: float
+    predicted_error: float | None = None
+    measured_error: float | None = None
+
+
 class ProfileCard(BaseModel):
     """One profile of one model."""
 
@@ -55,6 +108,7 @@ class ProfileCard(BaseModel):
     weights_bytes: int = Field(description="Denoiser weights in bytes as this profile stores them.")
     float_weights_bytes: int = Field(description="The same weights in float32.")
     fidelity: Fidelity | None = None
+    guidance: GuidanceCard | None = Field(None, description="Its guidance plan; null where all steps run in full.")
     artifact: Path | None = Field(None, exclude=True)
 
 

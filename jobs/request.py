@@ -88,7 +88,9 @@ class Notice(BaseModel):
 
     model_config = STRICT
 
-    code: Literal["unknown_words", "prompt_truncated", "untrained_size"]
+    code: Literal[
+        "unknown_words", "prompt_truncated", "untrained_size", "guidance_plan_unused", "guidance_plan_negative_prompt"
+    ]
     message: str
 
 

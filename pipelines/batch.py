@@ -14,13 +14,16 @@ from pipelines.families import ROW_LISTS
 
 
 def group_key(call: DenoiserCall) -> Hashable:
-    """Equal for two calls exactly when they can run as one: all shapes but rows, dtypes, shared values, constants."""
+    """Equal for two calls exactly when they can run as one: all shapes but rows, dtypes, shared values, constants, and
+    which attention modules share.
+    """
     return (
         _kind(call.sample),
         call.timestep.dtype,
         tuple(sorted((name, _kind(value)) for name, value in call.inputs.items())),
         tuple(sorted((name, tuple(value.shape), _digest(value)) for name, value in call.shared.items())),
         tuple(sorted((name, _constant_key(name, value)) for name, value in call.constants.items())),
+        call.pattern,
     )
 
 
@@ -55,24 +58,32 @@ def merge(calls: Sequence[DenoiserCall]) -> DenoiserCall:
             inputs={name: torch.cat([call.inputs[name] for call in calls]) for name in first.inputs},
             shared=first.shared,
             constants={name: _join_constants(name, calls) for name in first.constants},
+            pattern=first.pattern,
         )
 
 
 def repeat(call: DenoiserCall, rows: int) -> DenoiserCall:
     """The call's rows over and over until there are exactly `rows`: what batch limits are measured with."""
     copies = -(-rows // call.rows)
-    merged = merge([call] * copies)
+    return take_rows(merge([call] * copies), torch.arange(rows))
+
+
+def take_rows(call: DenoiserCall, index: Tensor) -> DenoiserCall:
+    """The rows named by `index` [N] int64, in that order: a call of N rows."""
+    own = index.tolist()
     return DenoiserCall(
-        sample=merged.sample[:rows],
-        timestep=merged.timestep[:rows],
-        step=merged.step[:rows],
-        total_steps=merged.total_steps[:rows],
-        branch=merged.branch[:rows],
-        inputs={name: value[:rows] for name, value in merged.inputs.items()},
-        shared=merged.shared,
+        sample=call.sample[index],
+        timestep=call.timestep[index],
+        step=call.step[index],
+        total_steps=call.total_steps[index],
+        branch=call.branch[index],
+        inputs={name: value[index] for name, value in call.inputs.items()},
+        shared=call.shared,
         constants={
-            name: value[:rows] if _is_row_list(name, value) else value for name, value in merged.constants.items()
+            name: [value[row] for row in own] if _is_row_list(name, value) else value
+            for name, value in call.constants.items()
         },
+        pattern=call.pattern,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +16,26 @@ import quant
 from jobs.profile import Defaults
 from pipelines.denoiser import DenoiserCall
 from pipelines.families import Subject, call_arguments
+from pipelines.guided import GuidedCalls, Submit
 from pipelines.library_call import library_calls
 from pipelines.load import Components, new_pipeline
 from pipelines.proxy import Clock, DenoiserProxy
 from pipelines.session import watch_scheduler
+from quant.guidance.plan import GuidancePlan
 
 Progress = Callable[[str, int, int], None]
 """Told (what is being done, how much of it is done, of how much)."""
 
 Answer = Callable[[quant.Call], Tensor]
 """What stands in for the denoiser: a call of B rows to its output [B, ...]."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a pipeline: its scheduler's timesteps, and why a plan did not serve it, where one was given."""
+
+    timesteps: tuple[float, ...]
+    plan_unused: str | None
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -38,12 +49,14 @@ def runner(
     *,
     seed: int = 0,
     batch: int = 8,
+    plan: GuidancePlan | None = None,
     progress: Progress = silent,
 ) -> Callable[[Answer], None]:
     """What draws all subjects, `batch` at a time, picture i from seed `seed + i`, and has every denoiser call answered.
 
     The calls are those that the float denoiser would get: rows of both branches together where the pipeline does so,
-    the clock set, tensors in the pipeline's dtypes. Nothing is decoded where the pipeline allows that.
+    the clock set, tensors in the pipeline's dtypes; with a plan, without the rows that it leaves out. Nothing is
+    decoded where the pipeline allows that.
 
     Raises:
         ValueError: there is no subject.
@@ -51,37 +64,58 @@ def runner(
     if not subjects:
         raise ValueError("calibration needs at least one prompt, or how many pictures to draw without prompts")
 
+    kind = type(components.skeleton)
+
     def run(answer: Answer) -> None:
+        def submit(call: DenoiserCall) -> Tensor:
+            return torch.cat([answer(part) for part in library_calls(kind, call)]).to(call.sample)
+
         progress("calibrating", 0, len(subjects))
         for numbers in batched_range(len(subjects), batch):
-            chosen = tuple(subjects[number] for number in numbers)
-            _run_batch(components, chosen, [seed + number for number in numbers], defaults, answer)
+            chosen, seeds = [subjects[number] for number in numbers], [seed + number for number in numbers]
+            run_pipeline(components, chosen, seeds, defaults, submit, plan=plan)
             progress("calibrating", numbers.stop, len(subjects))
 
     return run
 
 
-def _run_batch(
-    components: Components, subjects: tuple[Subject, ...], seeds: list[int], defaults: Defaults, answer: Answer
-) -> None:
-    kind, clock = type(components.skeleton), Clock()
+def run_pipeline(
+    components: Components,
+    subjects: Sequence[Subject],
+    seeds: Sequence[int],
+    defaults: Defaults,
+    submit: Submit,
+    *,
+    stepped: Callable[[int, Tensor], None] = lambda step, latents: None,
+    plan: GuidancePlan | None = None,
+) -> Run:
+    """Draws a batch of pictures, each from its own seed, by whoever answers the denoiser's calls; they are not kept.
 
-    def submit(call: DenoiserCall) -> Tensor:
-        return torch.cat([answer(part) for part in library_calls(kind, call)]).to(call.sample)
-
+    Args:
+        components: of the model.
+        subjects: one for each picture.
+        seeds: likewise.
+        defaults: the settings.
+        submit: runs a call of the denoiser; it may keep tensors and train on them.
+        stepped: told the number of each finished step, from 0, and the latents [n, ...] after it.
+        plan: what is left out of guidance.
+    """
+    clock = Clock()
+    guided = None if plan is None else GuidedCalls(submit, clock, plan, defaults.guidance_scale)
     proxy = DenoiserProxy(
         components.skeleton,
-        submit,
+        guided or submit,
         clock,
         pictures=len(subjects),
         device=components.device,
         dtype=components.dtype,
     )
     pipeline = new_pipeline(components, proxy)
-    watch_scheduler(pipeline.scheduler, clock, lambda result: None)
+    # a few pipelines hand the scheduler both halves of guidance, in which the rows of a picture are equal
+    watch_scheduler(pipeline.scheduler, clock, lambda result: stepped(clock.step - 1, result[0][: len(subjects)]))
     arguments = call_arguments(
         pipeline,
-        prompt=subjects,
+        prompt=tuple(subjects),
         negative_prompt="",
         width=defaults.width,
         height=defaults.height,
@@ -92,8 +126,9 @@ def _run_batch(
     if isinstance(subjects[0], str):
         arguments["output_type"] = "latent"  # nobody looks at the pictures; pipelines without prompts cannot stop here
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    with torch.no_grad(), seeded(seeds[0]):  # not inference mode: whoever answers may keep tensors and train on them
+    with torch.no_grad(), seeded(seeds[0]):  # not inference mode, whose tensors cannot be trained on
         pipeline(**arguments, generator=generators)
+    return Run(clock.timesteps, None if guided is None else guided.unused)
 
 
 @contextmanager

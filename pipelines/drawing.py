@@ -52,7 +52,7 @@ def draw_batch(
         guidance=defaults.guidance_scale,
         seeds=seeds,
     )
-    session = Session(components, order, DirectSeams(denoiser))
+    session = Session(components, order, DirectSeams(denoiser), denoiser.guidance)
     latents: list[Tensor] = []
     _keep_latents(session.pipeline.scheduler, len(seeds), latents)
     started = time.perf_counter()

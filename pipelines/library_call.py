@@ -41,6 +41,7 @@ def _whole(kind: type[nn.Module], call: DenoiserCall) -> quant.Call:
         shared=call.shared,
         constants={**call.constants, "return_dict": False},
         roles={name: role_of(name) for name in (*rows, *call.shared) if name != sample},
+        pattern=call.pattern,
     )
 
 

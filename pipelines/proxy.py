@@ -24,10 +24,11 @@ BRANCHES = {"cond": COND, "uncond": UNCOND}
 
 @dataclass
 class Clock:
-    """How far one job's scheduler is: `step` of `total` are done. Set by whoever watches the scheduler."""
+    """How far one job's scheduler is: `step` of `total` are done, at `timesteps`. Set by whoever watches it."""
 
     step: int = 0
     total: int = 0
+    timesteps: tuple[float, ...] = ()
 
 
 @dataclass

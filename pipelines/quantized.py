@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 import quant
 from jobs.profile import Defaults, ProfileCard
 from pipelines.calibrate import Progress, runner, silent
-from pipelines.denoiser import DenoiserCall
+from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.families import Subject, UnsupportedModel
+from pipelines.guidance import make_plan
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
+from quant.guidance.alone import save_plan
+from quant.guidance.plan import GuidancePlan
 
 
 class Means(Protocol):
@@ -42,9 +45,17 @@ class Means(Protocol):
 class QuantizedDenoiser:
     """An artifact that runs: the `Denoiser` of a quantized profile."""
 
-    def __init__(self, name: str, backend: str, kind: type[nn.Module], executable: quant.Executable) -> None:
+    def __init__(
+        self,
+        name: str,
+        backend: str,
+        kind: type[nn.Module],
+        executable: quant.Executable,
+        guidance: GuidancePlan | None = None,
+    ) -> None:
         self.name = name
         self.backend = backend
+        self.guidance = guidance
         self.executable = executable
         self._kind = kind
 
@@ -75,6 +86,19 @@ class QuantizedDenoiser:
         self.executable.close()
 
 
+def load_profile(card: ProfileCard, components: Components, means: Means) -> Denoiser:
+    """Opens a profile's artifact: what was quantized; or, where that is a guidance plan alone, the float model with it.
+
+    Raises:
+        UnsupportedModel: as `load_quantized`.
+    """
+    if card.backend != "torch":
+        return load_quantized(card, components, means)
+    with _told(card):
+        _, manifest = _verified(card, components)
+    return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance)
+
+
 def load_quantized(
     card: ProfileCard, components: Components, means: Means, *, backend: str | None = None
 ) -> QuantizedDenoiser:
@@ -88,7 +112,7 @@ def load_quantized(
     with _told(card):
         folder, manifest = _verified(card, components)
         executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)
-    return QuantizedDenoiser(card.name, name, kind, executable)
+    return QuantizedDenoiser(card.name, name, kind, executable, manifest.guidance)
 
 
 def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module, quant.FeatureSource | None]:
@@ -99,6 +123,8 @@ def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module
     """
     with _told(card):
         folder, manifest = _verified(card, components)
+        if manifest.backend == "torch":
+            return load_denoiser(components), None
         module = quant.load_into(empty_denoiser(components), folder, manifest)
         if manifest.temporal is None:
             return module, None
@@ -123,7 +149,7 @@ def _told(card: ProfileCard) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Order:
+class QuantizationOrder:
     """What to quantize a model's denoiser by, and into what.
 
     Attributes:
@@ -148,7 +174,7 @@ class Order:
     scratch: Path | None = None
 
 
-def quantize_folder(order: Order, progress: Progress = silent) -> Path:
+def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Path:
     """Calibrates and quantizes a model folder's denoiser, writes the artifact, and returns its manifest's path.
 
     The same order gives the same bytes of tensors. Whatever lay at `out` is replaced, once all is done; until then
@@ -156,37 +182,61 @@ def quantize_folder(order: Order, progress: Progress = silent) -> Path:
 
     Raises:
         UnsupportedModel: the folder cannot be loaded.
+        RecipeError: the recipe does not fit the model; told before any work, but for its guidance.
         QuantError: a layer's weights or inputs are not finite.
         ValueError: there is no subject.
     """
     started = time.monotonic()
     progress("reading", 0, 1)
     components = load_components(order.folder)
+    notes = quant.check_recipe(order.recipe, components.skeleton)
     denoiser = load_denoiser(components)
     sha256 = denoiser_sha256(order.folder, components.denoiser_part)
     stages = quant.Stages(order.scratch or scratch_of(order.out), _key(order, sha256))
-    run = runner(components, order.subjects, order.defaults, seed=order.seed, progress=progress)
-    statistics = quant.calibrate_for(denoiser, run, order.recipe, seed=order.seed)
-    calibrated = time.monotonic() - started
-    work = quant.Work(stages, order.seed, progress)
-    quantization = quant.quantize_(denoiser, order.recipe, statistics, work)
-    progress("writing", 0, 1)
-    calibration = {"prompts": len(order.subjects), "seed": order.seed, **order.defaults.model_dump(mode="json")}
-    quant.save(
-        order.out,
-        denoiser,
-        quantization,
-        order.recipe,
-        model=order.model or order.folder.resolve().name,
-        model_sha256=sha256,
-        calibration=calibration,
-        version=halftone_version(),
-        build_seconds=calibrated + work.seconds,
-    )
+    about: Any = {
+        "model": order.model or order.folder.resolve().name,
+        "model_sha256": sha256,
+        "calibration": {"prompts": len(order.subjects), "seed": order.seed, **order.defaults.model_dump(mode="json")},
+        "version": halftone_version(),
+    }
+    plan = _planned(order, components, denoiser, stages, progress)
+    if order.recipe.scope == "none":
+        if plan is None:
+            raise quant.RecipeError(f"recipe {order.recipe.name} neither quantizes anything nor plans guidance")
+        seconds = time.monotonic() - started + stages.resumed_seconds
+        save_plan(order.out, denoiser, plan, order.recipe, **about, build_seconds=seconds)
+    else:
+        run = runner(components, order.subjects, order.defaults, seed=order.seed, progress=progress)
+        rotation = quant.rotate_(denoiser, run, order.recipe, seed=order.seed) if quant.rotates(order.recipe) else None
+        statistics = quant.calibrate_for(denoiser, run, order.recipe, seed=order.seed)
+        calibrated = time.monotonic() - started
+        work = quant.Work(stages, order.seed, progress)
+        made = quant.quantize_(denoiser, order.recipe, statistics, work).noting(notes)
+        progress("writing", 0, 1)
+        seconds = calibrated + work.seconds
+        parts: Any = {"rotation": rotation, "guidance": plan, "build_seconds": seconds}
+        quant.save(order.out, denoiser, made, order.recipe, **about, **parts)
     if order.scratch is None:
         stages.discard()
     progress("writing", 1, 1)
     return order.out / quant.MANIFEST
+
+
+def _planned(
+    order: QuantizationOrder, components: Components, denoiser: nn.Module, stages: quant.Stages, progress: Progress
+) -> GuidancePlan | None:
+    """What the recipe leaves out of guidance, by the float model; as a stage that a later build may take up."""
+    guidance = order.recipe.guidance
+    if guidance.method == "none":
+        return None
+    started, name = time.monotonic(), f"guidance-{hashlib.sha256(repr(guidance).encode()).hexdigest()[:16]}"
+    kept = stages.load(name)
+    if kept is not None:
+        return GuidancePlan.model_validate_json(bytes(kept["plan"].tolist()))
+    plan = make_plan(components, denoiser, order.subjects, order.defaults, guidance, seed=order.seed, progress=progress)
+    text = torch.tensor(list(plan.model_dump_json().encode()), dtype=torch.uint8)
+    stages.save(name, {"plan": text}, time.monotonic() - started)
+    return plan
 
 
 def scratch_of(out: Path) -> Path:
@@ -194,7 +244,7 @@ def scratch_of(out: Path) -> Path:
     return out.with_name(f".{out.name}-stages")
 
 
-def _key(order: Order, sha256: str) -> str:
+def _key(order: QuantizationOrder, sha256: str) -> str:
     """Equal for two orders exactly when the stages of one may be used by the other."""
     weights, subjects = quant.reconstruction_key(order.recipe), list(order.subjects)
     told = (weights, sha256, subjects, order.defaults.model_dump_json(), order.seed)

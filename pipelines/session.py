@@ -18,8 +18,10 @@ from torch import Tensor
 from jobs.errors import JobFailed
 from pipelines.denoiser import Denoiser, DenoiserCall
 from pipelines.families import Subject, as_pictures, autoencoder, call_arguments, latents_to_vae
+from pipelines.guided import GuidedCalls
 from pipelines.load import Components, new_pipeline
 from pipelines.proxy import Clock, DenoiserProxy
+from quant.guidance.plan import GuidancePlan
 
 Exclusive = Literal["text_encode", "vae_decode"]
 """Stages that serve one thread at a time."""
@@ -58,16 +60,17 @@ class Seams(Protocol):
 
 
 class Session:
-    """One run of one pipeline. Use once, on one thread."""
+    """One run of one pipeline, with what a guidance plan leaves out left out. Use once, on one thread."""
 
-    def __init__(self, components: Components, order: Order, seams: Seams) -> None:
+    def __init__(self, components: Components, order: Order, seams: Seams, plan: GuidancePlan | None = None) -> None:
         self._order = order
         self._seams = seams
         self._clock = Clock()
         self._until_first_call = ExitStack()
+        self._guided = None if plan is None else GuidedCalls(self._denoise, self._clock, plan, order.guidance)
         proxy = DenoiserProxy(
             components.skeleton,
-            self._denoise,
+            self._guided or self._denoise,
             self._clock,
             pictures=len(order.seeds),
             device=components.device,
@@ -76,6 +79,11 @@ class Session:
         self.pipeline = new_pipeline(components, proxy)
         watch_scheduler(self.pipeline.scheduler, self._clock, self._stepped)
         self._guard_autoencoder()
+
+    @property
+    def plan_unused(self) -> str | None:
+        """Why the plan did not serve the run, once it is over; None where it did, or there is none."""
+        return None if self._guided is None else self._guided.unused
 
     def draw(self) -> Tensor:
         """The pictures: [n, 3, H, W] float in 0..1, on the CPU.
@@ -148,6 +156,7 @@ def watch_scheduler(scheduler: Any, clock: Clock, stepped: Callable[[Any], None]
     def set_and_count(*args: Any, **kwargs: Any) -> Any:
         result = set_timesteps(*args, **kwargs)
         clock.step, clock.total = 0, len(scheduler.timesteps)
+        clock.timesteps = tuple(map(float, torch.as_tensor(scheduler.timesteps).tolist()))
         return result
 
     @functools.wraps(step)
@@ -183,7 +192,7 @@ class DirectSeams:
 
 def draw(components: Components, denoiser: Denoiser, order: Order) -> Tensor:
     """The pictures of an order, made on this thread: [n, 3, H, W] float in 0..1."""
-    return Session(components, order, DirectSeams(denoiser)).draw()
+    return Session(components, order, DirectSeams(denoiser), denoiser.guidance).draw()
 
 
 def _predicted(result: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Quantizes denoisers: `calibrate_for`, `quantize_`, `save`, `open_backend`. Knows torch only, no pipelines.
 
+rotation = rotate_(module, run, recipe)              # in place; the module computes the same, and rounds better
 statistics = calibrate_for(module, run, recipe)      # run(answer) has every call of a typical run answered
 made = quantize_(module, recipe, statistics)         # in place; made.report names every layer
 save(folder, module, made, recipe, ...)              # manifest.json + safetensors
@@ -14,6 +15,7 @@ from quant.backends.call import Call, Executable, call_module
 from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
 from quant.backends.moment import run_timed, timed
 from quant.calibrate import Statistics, calibrate
+from quant.check import check_recipe
 from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
 from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, sha256_of, verify
@@ -22,6 +24,8 @@ from quant.prepare import calibrate_for, reconstruction_key
 from quant.quantize import Quantization, Work, quantize_
 from quant.recipe import Recipe, builtin_recipes, load_recipe
 from quant.report import LayerReport, Report
+from quant.rotation.report import RotationReport
+from quant.rotation.rotate import rotate_, rotates
 from quant.stages import Stages
 from quant.temporal.discover import TemporalLeaf, discover, examine
 from quant.temporal.features import FeatureSource, TemporalPlan
@@ -48,6 +52,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "RotationReport",
     "Stages",
     "Statistics",
     "StepClock",
@@ -58,6 +63,7 @@ __all__ = [
     "calibrate",
     "calibrate_for",
     "call_module",
+    "check_recipe",
     "discover",
     "examine",
     "feature_source",
@@ -71,6 +77,8 @@ __all__ = [
     "reconstruction_key",
     "relative_error",
     "relative_errors",
+    "rotate_",
+    "rotates",
     "run_timed",
     "save",
     "set_fidelity",

@@ -20,18 +20,15 @@ from torch import Tensor, nn
 from quant.clock import MomentHolder
 from quant.errors import ArtifactError
 from quant.grid import pack4, unpack4
-from quant.layers import (
-    InputGrid,
-    as_float_layer,
-    bind,
-    empty_like,
-    quantized_layers,
-    replace_layers,
-)
+from quant.guidance.plan import GuidancePlan
+from quant.layers import as_float_layer, bind, quantized_layers, replace_layers
 from quant.manifest import FallbackLeaf, Manifest, sha256_of, write_manifest
+from quant.published import empty_of
 from quant.quantize import Quantization
 from quant.recipe import Recipe
 from quant.report import LayerForm
+from quant.rotation.attach import install_transforms
+from quant.rotation.report import RotationReport
 from quant.temporal.layers import StepwiseLinear, install
 
 TENSORS, FALLBACK = "denoiser.safetensors", "temporal.safetensors"
@@ -50,6 +47,8 @@ def save(
     calibration: dict[str, Any],
     version: str,
     build_seconds: float | None = None,
+    rotation: RotationReport | None = None,
+    guidance: GuidancePlan | None = None,
 ) -> Manifest:
     """Writes a quantized module as an artifact, replacing what was there. The same input gives the same bytes.
 
@@ -57,12 +56,7 @@ def save(
         ArtifactError: a tensor holds NaN or infinity.
     """
     report = quantization.report
-    forms = quantization.forms
-    apart = {name: kept.form for name, kept in quantization.fallback.items()}
-    contents = {TENSORS: _stored(module, forms)}
-    if apart:
-        holder = _namespace({name: kept.layer for name, kept in quantization.fallback.items()})
-        contents[FALLBACK] = _stored(holder, {name: form for name, form in apart.items() if form is not None})
+    contents = _contents(module, quantization)
     sizes = {file: sum(tensor.nbytes for tensor in tensors.values()) for file, tensors in contents.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -73,6 +67,7 @@ def save(
         manifest = Manifest(
             model=model,
             profile=recipe.name,
+            backend=recipe.backend,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,
@@ -82,19 +77,31 @@ def save(
             model_sha256=model_sha256,
             files={file: sha256_of([partial / file]) for file in sorted(contents)},
             layers=report.layers,
-            forms=dict(forms),
+            forms=dict(quantization.forms),
+            transforms=dict(quantization.transforms),
+            rotation=rotation,
             notes=report.notes,
             temporal=quantization.plan,
-            fallback=tuple(FallbackLeaf(name=name, form=form) for name, form in apart.items()),
+            guidance=guidance,
+            fallback=tuple(FallbackLeaf(name=name, form=kept.form) for name, kept in quantization.fallback.items()),
             calibration=calibration,
             build_seconds=build_seconds,
             halftone_version=version,
         )
         write_manifest(partial, manifest)
-        _put_in_place(partial, folder)
+        put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def _contents(module: nn.Module, quantization: Quantization) -> dict[str, dict[str, Tensor]]:
+    """Tensors by file."""
+    contents = {TENSORS: _stored(module, quantization.forms)}
+    if apart := quantization.fallback:
+        holder = _namespace({name: kept.layer for name, kept in apart.items()})
+        contents[FALLBACK] = _stored(holder, {name: kept.form for name, kept in apart.items() if kept.form is not None})
+    return contents
 
 
 def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
@@ -106,6 +113,7 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
     forms = manifest.forms
     if manifest.temporal is not None:
         install(module, manifest.temporal)
+    install_transforms(module, manifest.transforms)
     replace_layers(module, _empty_layers(module, forms))
     _fill(module, folder / TENSORS, forms)
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
@@ -150,15 +158,17 @@ def _empty_layers(module: nn.Module, forms: Mapping[str, LayerForm]) -> dict[str
         old = as_float_layer(modules[name]) if name in modules else None
         if old is None:
             raise ArtifactError(f"the artifact quantizes {name}, which the model does not have as a layer")
-        empty[name] = _empty_layer(old, form)
+        empty[name] = _empty_layer(name, old, form)
     return empty
 
 
-def _empty_layer(old: nn.Linear | nn.Conv2d, form: LayerForm) -> nn.Module:
+def _empty_layer(name: str, old: nn.Linear | nn.Conv2d, form: LayerForm) -> nn.Module:
     if form.kind == "stepwise":
-        return StepwiseLinear(tuple(old.weight.shape), old.bias is not None, form.input_bits or 8, form.slots, "meta")
+        if form.input_bits is None:
+            raise ArtifactError(f"the artifact has a grid for each step of {name}, but does not say of how many bits")
+        return StepwiseLinear(tuple(old.weight.shape), old.bias is not None, form.input_bits, form.slots, "meta")
     try:
-        return empty_like(old, InputGrid(form.input_bits, form.slots), sizes=form.sizes)
+        return empty_of(old, form)
     except ValueError as error:
         raise ArtifactError(f"the artifact does not fit the model: {error}") from error
 
@@ -231,7 +241,8 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
         raise ArtifactError(f"nothing was saved: NaN or infinity in {', '.join(broken[:5])}")
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Makes a finished folder the artifact at `folder`; what was there goes."""
     partial.chmod(0o755)
     old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
     if folder.exists():

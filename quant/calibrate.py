@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quant.backends.call import Call, call_module
 from quant.errors import CalibrationError
-from quant.layers import FloatLayer, quantizable_layers
+from quant.layers import FloatLayer, QuantizedConv2d, QuantizedLinear, quantizable_layers
 from quant.observe import Histogram
+from quant.rotation.channels import ChannelObserver, ChannelStatistics
 from quant.samples import Reservoir, Samples, own_copy
 from quant.samples import SampleWish as SampleWish  # whoever calibrates says its wish
+from quant.slots import Slots
+from quant.tokens import TokenSpread
 
 MAX_CALLS = 16
 """Rows of whole calls that are kept for judging layers together."""
@@ -43,6 +45,7 @@ class LayerStatistics:
         each: the same by slot and branch, where that was asked for and rows lead the input.
         parts: the same for each part of a layer that is split along its input channels; else empty.
         rows_lead: the input's first dimension always was the call's rows: only then may a scale follow time.
+        tokens: what a scale for each token would cost.
     """
 
     inputs: Histogram = field(default_factory=Histogram)
@@ -50,6 +53,7 @@ class LayerStatistics:
     each: dict[Cell, Histogram] = field(default_factory=dict)
     parts: list[LayerStatistics] = field(default_factory=list)
     rows_lead: bool = True
+    tokens: TokenSpread = field(default_factory=TokenSpread)
 
     def count(self, values: Tensor, cell: Cell | None) -> None:
         """Counts the numbers of rows that stand in one cell, or of all rows.
@@ -76,6 +80,7 @@ class Statistics:
         calls: up to MAX_CALLS single rows, evenly spread over all calls.
         samples: rows to reconstruct on; None where none were wished for.
         splits: layers that were observed in parts, and the parts' input channels.
+        channels: what each layer's input channels were fed; None where that was not asked for.
     """
 
     layers: dict[str, LayerStatistics]
@@ -84,19 +89,7 @@ class Statistics:
     calls: list[Call] = field(default_factory=list)
     samples: Samples | None = None
     splits: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-def slots_of(call: Call, slots: Mapping[float, int]) -> Tensor:
-    """[B] int64: the slot of each row, by its largest timestep; all 0 where no argument is a timestep.
-
-    Raises:
-        KeyError: a timestep has no slot.
-    """
-    times = call.timestep
-    if times is None:
-        return torch.zeros(call.count, dtype=torch.int64)
-    latest = times.float().flatten(1).amax(1) if times.ndim > 1 else times.float()
-    return torch.tensor([slots[time] for time in latest.tolist()], dtype=torch.int64)
+    channels: ChannelStatistics | None = None
 
 
 def calibrate(
@@ -106,6 +99,7 @@ def calibrate(
     splits: Mapping[str, tuple[int, ...]] | None = None,
     by_time: bool = False,
     samples: SampleWish | None = None,
+    channels: bool = False,
     seed: int = 0,
 ) -> Statistics:
     """Statistics of all linears and convolutions of `module` over the calls that `run(answer)` has answered.
@@ -116,7 +110,8 @@ def calibrate(
         splits: layers to observe in parts, and how many input channels each part has.
         by_time: whether to count by slot and branch too.
         samples: which rows to keep for reconstruction.
-        seed: of the choice of those rows.
+        channels: whether to observe channels too, see `quant.rotation.channels`.
+        seed: of the choice of those rows, and of channels' samples.
 
     Raises:
         CalibrationError: the module was never called, a layer was fed NaN or infinity, or a split names no such layer.
@@ -127,8 +122,9 @@ def calibrate(
     statistics = Statistics({name: LayerStatistics() for name in layers}, splits=splits)
     for name, sizes in splits.items():
         statistics.layers[name].parts = [LayerStatistics() for _ in sizes]
-    observer = _Observer(module, statistics, by_time, Reservoir(samples, seed) if samples else None)
-    with observer.watching(layers):
+    by_channel = ChannelObserver(module, seed) if channels else None
+    observer = _Observer(module, statistics, by_time, Reservoir(samples, seed) if samples else None, by_channel)
+    with observer.watching(layers), by_channel.watching() if by_channel else nullcontext():
         run(observer.answer)
     if statistics.rows == 0:
         raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
@@ -144,16 +140,25 @@ def _check_splits(layers: Mapping[str, FloatLayer], splits: Mapping[str, tuple[i
 class _Observer:
     """Answers calls by the module and counts what its layers are fed meanwhile."""
 
-    def __init__(self, module: nn.Module, statistics: Statistics, by_time: bool, reservoir: Reservoir | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        statistics: Statistics,
+        by_time: bool,
+        reservoir: Reservoir | None,
+        channels: ChannelObserver | None,
+    ) -> None:
         self._module, self._statistics = module, statistics
-        self._by_time, self._reservoir = by_time, reservoir
-        self._slots: dict[float, int] = {}
+        self._by_time, self._reservoir, self._channels = by_time, reservoir, channels
+        self._slots = Slots()
         self._calls, self._stride, self._rows = 0, 1, 0
         self._groups: list[tuple[Cell | None, slice | Tensor]] = []
 
     def answer(self, call: Call) -> Tensor:
         """The module's output [B, ...]."""
-        slots = self._slots_of(call)
+        slots = self._slots.of(call)
+        if self._channels is not None:
+            self._channels.expect(call)
         self._rows, self._groups = call.count, _groups(slots, call.clock.branch) if self._by_time else []
         with torch.no_grad():
             output = call_module(self._module, call)
@@ -165,18 +170,12 @@ class _Observer:
 
     def finished(self) -> Statistics:
         """All that was seen."""
-        self._statistics.schedule = tuple(self._slots)
+        self._statistics.schedule = self._slots.schedule
         if self._reservoir is not None:
             self._statistics.samples = self._reservoir.samples()
+        if self._channels is not None:
+            self._statistics.channels = self._channels.finished()
         return self._statistics
-
-    def _slots_of(self, call: Call) -> Tensor:
-        if call.timestep is not None:
-            values = call.timestep.detach().cpu().float().flatten().numpy()
-            distinct, first = np.unique(values, return_index=True)
-            for value in distinct[np.argsort(first)].tolist():
-                self._slots.setdefault(value, len(self._slots))
-        return slots_of(call, self._slots)
 
     def _keep(self, call: Call) -> None:
         calls = self._statistics.calls
@@ -204,28 +203,30 @@ class _Observer:
 
     def _hook(self, name: str, layer: FloatLayer) -> Callable[..., None]:
         seen, fan_in = self._statistics.layers[name], math.prod(layer.weight.shape[1:])
-        sizes, dim = self._statistics.splits.get(name, ()), -1 if isinstance(layer, nn.Linear) else 1
+        sizes, linear = self._statistics.splits.get(name, ()), isinstance(layer, nn.Linear)
+        dim, token = (-1, QuantizedLinear.token_dims) if linear else (1, QuantizedConv2d.token_dims)
 
         def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
             (x,) = (*arguments, *keywords.values())
             try:
-                self._count(seen, x)
+                self._count(seen, x, token)
                 pieces = torch.split(x, list(sizes), dim=dim) if sizes else ()
                 for part, piece in zip(seen.parts, pieces, strict=True):
-                    self._count(part, piece)
+                    self._count(part, piece, token)
             except CalibrationError as error:
                 raise CalibrationError(f"layer {name}: {error}") from error
             seen.macs += output.numel() * fan_in
 
         return hook
 
-    def _count(self, seen: LayerStatistics, x: Tensor) -> None:
+    def _count(self, seen: LayerStatistics, x: Tensor, token: tuple[int, ...]) -> None:
         seen.rows_lead = seen.rows_lead and x.shape[0] == self._rows
         if not (seen.rows_lead and self._groups):
             seen.count(x, None)
-            return
-        for cell, rows in self._groups:
-            seen.count(x[rows], cell)
+        else:
+            for cell, rows in self._groups:
+                seen.count(x[rows], cell)
+        seen.tokens.add(x, token)
 
 
 def _groups(slots: Tensor, branches: Tensor) -> list[tuple[Cell | None, slice | Tensor]]:

@@ -6,15 +6,17 @@ and runs the float operation. Backends see this very graph and may run it in int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from quant.clock import BRANCHES, MomentHolder
-from quant.grid import Affine, from_integers
+from quant.grid import Affine, along_channels, from_integers
+from quant.tokens import round_between, round_tokens
 
 
 class InputGrid(NamedTuple):
@@ -23,13 +25,17 @@ class InputGrid(NamedTuple):
     Attributes:
         bits: of the unsigned integers; None leaves the input float.
         slots: 0 for one scale, else the number of slots of which each has a scale for every branch.
+        grain: what a scale is for; with "token" scales come from the input itself, and none is stored.
+        zero_point: "token" gives each token one of its own; no integer kernel takes that.
     """
 
     bits: int | None
     slots: int = 0
+    grain: Literal["tensor", "token"] = "tensor"
+    zero_point: Literal["shared", "token"] = "shared"
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """What quantized linears and convolutions share.
 
     Buffers (all saved, all static; without values they are made empty, to be filled from an artifact):
@@ -38,14 +44,17 @@ class QuantizedLayer(nn.Module):
         input_scale: [] float32, distance between neighbouring inputs; [slots * BRANCHES] where it depends on time.
         input_zero_point: [] int32, the unsigned integer that stands for an input of zero, at any time.
         bias: [out] float32, or absent.
-    Absent input buffers: the input stays float.
+        zero_points: [out] int8, the integers that stand for a weight of zero; absent where that is 0.
+    Absent input buffers: the input stays float, or each token has a scale, and maybe a zero point, of its own.
 
     A scale that depends on time needs no weights that do: the input is divided by the moment's scale, rounded on a grid
-    of scale 1, and the output multiplied back, so one packed kernel serves all steps.
+    of scale 1, and the output multiplied back, so one packed kernel serves all steps. Scales of tokens likewise.
 
     Attributes:
         rounds_input: false while only weights are to count, as in reconstruction; backends never change it.
         holder: where the moment is found; set by `bind`.
+        by_token: whether the input is rounded token by token, as it comes.
+        token_dims: dimensions of the input that a token spans: of a convolution's, a whole picture.
     """
 
     integers: Tensor
@@ -53,24 +62,31 @@ class QuantizedLayer(nn.Module):
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     bias: Tensor | None
+    zero_points: Tensor | None
+    token_dims: tuple[int, ...] = (-1,)
 
     def __init__(self, shape: tuple[int, ...], has_bias: bool, grid: InputGrid, device: torch.device | str) -> None:
         super().__init__()
         self.activation_high = 0 if grid.bits is None else (1 << grid.bits) - 1
         self.rounds_input = grid.bits is not None
+        self.by_token, self.zero_point = grid.bits is not None and grid.grain == "token", grid.zero_point
         self.holder = MomentHolder()
         count = (grid.slots * BRANCHES,) if grid.slots else ()
         rounds = grid.bits is not None
         self.register_buffer("integers", torch.empty(shape, dtype=torch.int8, device=device))
         self.register_buffer("scales", torch.empty(shape[0], device=device))
-        self.register_buffer("input_scale", torch.empty(count, device=device) if rounds else None)
-        self.register_buffer("input_zero_point", torch.empty((), dtype=torch.int32, device=device) if rounds else None)
+        self.register_buffer("input_scale", torch.empty(count, device=device) if rounds and not self.by_token else None)
+        zero_point = torch.empty((), dtype=torch.int32, device=device)
+        self.register_buffer("input_zero_point", zero_point if rounds and grid.zero_point == "shared" else None)
         self.register_buffer("bias", torch.empty(shape[0], device=device) if has_bias else None)
+        self.register_buffer("zero_points", None)
 
     @property
     def weight(self) -> Tensor:
         """The weight [out, ...] in float32, made anew at every access; some models read its dtype."""
-        return from_integers(self.integers, self.scales)
+        if self.zero_points is None:
+            return from_integers(self.integers, self.scales)
+        return from_integers(self.integers.int() - along_channels(self.zero_points, self.integers), self.scales)
 
     @property
     def follows_time(self) -> bool:
@@ -85,15 +101,21 @@ class QuantizedLayer(nn.Module):
     def set_grid(self, grid: Affine) -> None:
         """Fills the input's buffers with one grid for all times."""
         self.input_scale = torch.tensor(grid.scale, dtype=torch.float32)
-        self.input_zero_point = torch.tensor(grid.zero_point, dtype=torch.int32)
+        self.set_zero_point(grid.zero_point)
 
     def set_time_grids(self, scales: Tensor, zero_point: int) -> None:
         """Fills the input's buffers with a scale for each slot and branch: [slots, BRANCHES] float32."""
         self.input_scale = scales.detach().float().reshape(-1)
+        self.set_zero_point(zero_point)
+
+    def set_zero_point(self, zero_point: int) -> None:
+        """Fills the buffer of the input's zero point alone."""
         self.input_zero_point = torch.tensor(zero_point, dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""
+        if self.by_token and self.rounds_input:
+            return self._by_token(x)
         scale, zero_point = self.input_scale, self.input_zero_point
         if scale is None or zero_point is None or not self.rounds_input:
             return self.operate(x, self.weight, self.bias)
@@ -102,19 +124,28 @@ class QuantizedLayer(nn.Module):
         now = scale[self.holder.now.key]
         rounded = self._rounded(x * along_rows(1.0 / now, x), scale.new_ones(()), zero_point)
         output = self.operate(rounded, self.weight, None)
-        output = output * along_rows(now, output)
+        return self._with_bias(output * along_rows(now, output))
+
+    def _by_token(self, x: Tensor) -> Tensor:
+        if self.zero_point == "token":
+            return self.operate(round_between(x, self.activation_high, self.token_dims), self.weight, self.bias)
+        zero_point = 0 if self.input_zero_point is None else int(self.input_zero_point)
+        integers, scale = round_tokens(x, zero_point, self.activation_high, self.token_dims)
+        return self._with_bias(self.operate(integers, self.weight, None) * scale)
+
+    def _with_bias(self, output: Tensor) -> Tensor:
         return output if self.bias is None else output + self.along_outputs(self.bias)
 
     def _rounded(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, self.activation_high)
 
+    @abstractmethod
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The float operation; gradients may be taken of all three."""
-        raise NotImplementedError
 
+    @abstractmethod
     def along_outputs(self, bias: Tensor) -> Tensor:
         """A bias [out] shaped so that it adds to the output."""
-        raise NotImplementedError
 
 
 class QuantizedLinear(QuantizedLayer):
@@ -131,6 +162,8 @@ class QuantizedLinear(QuantizedLayer):
 
 class QuantizedConv2d(QuantizedLayer):
     """A convolution with zero padding: [B, in, H, W] to [B, out, H', W']; `integers` is [out, in / groups, kh, kw]."""
+
+    token_dims = (-3, -2, -1)
 
     def __init__(
         self, like: nn.Conv2d, grid: InputGrid, device: torch.device | str, *, inputs: int | None = None
@@ -149,7 +182,15 @@ class QuantizedConv2d(QuantizedLayer):
         return bias[:, None, None]
 
 
-class SplitLayer(nn.Module):
+class Composite(nn.Module):
+    """Several layers with integers of their own in place of one float layer."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+
+class SplitLayer(Composite):
     """A layer on concatenated inputs: each part of the channels has scales and integers of its own; outputs add up.
 
     Q-Diffusion (Li et al., ICCV 2023, section 4.3): the two halves of a UNet's skip concatenation have ranges too
@@ -157,8 +198,7 @@ class SplitLayer(nn.Module):
     """
 
     def __init__(self, parts: list[QuantizedLayer], sizes: tuple[int, ...], dim: int) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
+        super().__init__(parts)
         self.sizes, self.dim = sizes, dim
 
     @property
@@ -174,13 +214,13 @@ class SplitLayer(nn.Module):
         return output
 
 
-Quantized = QuantizedLayer | SplitLayer
+Quantized = QuantizedLayer | Composite
 """What stands in a float layer's place."""
 
 
 def parts_of(layer: Quantized) -> list[QuantizedLayer]:
     """The layers with integers of their own: the layer itself, or its parts."""
-    return list(layer.parts) if isinstance(layer, SplitLayer) else [layer]  # type: ignore[arg-type]
+    return [layer] if isinstance(layer, QuantizedLayer) else [own for _, own in quantized_layers(layer)]
 
 
 def along_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -205,11 +245,6 @@ def quantizable_layers(module: nn.Module) -> dict[str, FloatLayer]:
     """Dotted name to layer of every linear and convolution, under its first name when it has several."""
     found = ((name, as_float_layer(layer)) for name, layer in module.named_modules())
     return {name: layer for name, layer in found if layer is not None}
-
-
-def layer_kind(layer: FloatLayer) -> str:
-    """`linear` or `conv2d`."""
-    return "linear" if isinstance(layer, nn.Linear) else "conv2d"
 
 
 def empty_like(
@@ -263,22 +298,3 @@ def bind(module: nn.Module, holder: MomentHolder) -> None:
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """(dotted name, layer) of every layer that holds integers."""
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer))
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The tensor in what a model's forward returned: itself, the first of a tuple, or the first field of a dataclass.
-
-    A list of the rows there is stacked.
-
-    Raises:
-        TypeError: there is none.
-    """
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if isinstance(output, list) and output and all(isinstance(row, Tensor) for row in output):
-        output = torch.stack(output)
-    if not isinstance(output, Tensor):
-        raise TypeError(f"a model must return a tensor first, not {type(output).__name__}")
-    return output

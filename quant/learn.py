@@ -199,8 +199,10 @@ def _with_scales(layer: Quantized, parts: Sequence[QuantizedLayer], factors: Ten
         rounded = _Rounded.apply(x, scale, zero_point, part.activation_high)  # type: ignore[no-untyped-call]
         return part.operate(rounded, weights[id(part)], part.bias)
 
-    if not isinstance(layer, SplitLayer):
+    if isinstance(layer, QuantizedLayer):
         return lambda x: compute(layer, x)
+    if not isinstance(layer, SplitLayer):
+        raise TypeError(f"a {type(layer).__name__} has no input scales that could learn")
 
     def split(x: Tensor) -> Tensor:
         pieces = zip(parts_of(layer), torch.split(x, list(layer.sizes), layer.dim), strict=True)

@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import ArtifactError
+from quant.guidance.plan import GuidancePlan
 from quant.report import LayerForm, LayerReport
+from quant.rotation.report import RotationReport, TransformForm
 from quant.temporal.features import TemporalPlan
 
 FORMAT: Final = 2
@@ -39,7 +41,8 @@ class Manifest(BaseModel):
     `weights_bytes` counts the tensors stored for every call, `fallback_bytes` those stored apart, read only where a
     table has no answer; `float_weights_bytes` all weights in float32. What stays float is stored in float16 where that
     loses nothing, and 4-bit weights two to a byte; a backend holds them in float32 and int8 (`memory_bytes`). `forms`
-    has every layer with integers, by its name in the quantized module; `temporal` says what holds of time,
+    has every layer with integers, by its name in the quantized module; `transforms` every layer whose input is changed
+    before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what holds of time,
     `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
     """
 
@@ -59,9 +62,12 @@ class Manifest(BaseModel):
     files: dict[str, str]
     layers: tuple[LayerReport, ...]
     forms: dict[str, LayerForm] = {}
+    transforms: dict[str, TransformForm] = {}
+    rotation: RotationReport | None = None
     notes: tuple[str, ...] = ()
     temporal: TemporalPlan | None = None
     fallback: tuple[FallbackLeaf, ...] = ()
+    guidance: GuidancePlan | None = None
     calibration: dict[str, Any]
     build_seconds: float | None = Field(None, description="Of quantizing, with calibration.")
     fidelity: dict[str, Any] | None = None

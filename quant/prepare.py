@@ -12,6 +12,8 @@ from quant.backends.call import Call
 from quant.calibrate import SampleWish, Statistics, calibrate
 from quant.errors import CalibrationError
 from quant.recipe import Recipe
+from quant.recipe_parts import Guidance
+from quant.rotation.rotate import rotates
 from quant.splits import find_splits
 
 
@@ -19,13 +21,18 @@ def reconstruction_key(recipe: Recipe) -> str:
     """Equal for two recipes exactly when the same statistics give them the same reconstructed weights.
 
     Grids of inputs matter only where they are learned, or decide which layers are sensitive: weights are reconstructed
-    on float inputs. What becomes of temporal layers that are treated apart does not matter.
+    on float inputs. What becomes of temporal layers that are treated apart does not matter. Where inputs are rotated or
+    smoothed, everything may.
     """
+    if rotates(recipe):
+        return repr(recipe.model_copy(update={"name": "", "description": "", "guidance": Guidance()}))
     rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
     inputs_matter = recipe.rounding.activation_iterations > 0 or recipe.sensitive.macs > 0
-    learned = (recipe.rounding.activation_iterations, recipe.activations) if inputs_matter else ()
+    learned = (recipe.rounding.activation_iterations, recipe.activations, recipe.ranges) if inputs_matter else ()
     apart = recipe.temporal.maintenance != "none"
-    rules = [(rule.match, rule.keep, rule.weights) for rule in recipe.rules]
+    rules = [
+        (rule.match, rule.keep, rule.weights, rule.activations if inputs_matter else None) for rule in recipe.rules
+    ]
     return repr((recipe.weights, rounding, learned, rules, recipe.split_skips, recipe.scope, apart, recipe.sensitive))
 
 
@@ -45,8 +52,9 @@ def calibrate_for(
     wish = None
     if recipe.rounding.method == "adaround":
         wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
-    timed = "each" in (recipe.activations.steps, recipe.activations.branches)
-    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, seed=seed)
+    timed = any(scheme.activations.follows_time for scheme in recipe.schemes)
+    channels = any(scheme.weights.ranges == "each" for scheme in recipe.schemes)
+    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, channels=channels, seed=seed)
 
 
 def first_call(run: Callable[[Callable[[Call], Tensor]], object]) -> Call:

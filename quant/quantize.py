@@ -22,14 +22,17 @@ from quant.layers import (
     FloatLayer,
     Quantized,
     bind,
-    layer_kind,
     quantizable_layers,
     replace_layers,
 )
-from quant.nearest import form_of, predicted_error, round_layer
+from quant.nearest import Basis, predicted_error, round_layer, text_of, why_static
+from quant.range_errors import time_ranges
 from quant.recipe import Recipe, Scheme
 from quant.reconstruct import reconstruct
-from quant.report import LayerForm, LayerReport, Report
+from quant.report import LayerForm, LayerReport, Report, counted
+from quant.rotation.attach import own_names, transform_forms
+from quant.rotation.report import TransformForm
+from quant.rotation.transform import InputTransform
 from quant.sensitivity import output_errors, worth_keeping
 from quant.stages import Stages
 from quant.temporal.discover import TemporalLeaf, UnknownStructure, discover
@@ -47,14 +50,20 @@ class Quantization:
     Attributes:
         report: every layer.
         forms: of every layer with integers, by its name in the quantized module.
+        transforms: of layers whose inputs are changed before, by the names that these had.
         plan: what holds of time; None where nothing in the module follows it.
         fallback: temporal leaves by name that are stored apart, for timesteps that no table knows.
     """
 
     report: Report
     forms: Mapping[str, LayerForm] = field(default_factory=dict)
+    transforms: Mapping[str, TransformForm] = field(default_factory=dict)
     plan: TemporalPlan | None = None
     fallback: Mapping[str, Kept] = field(default_factory=dict)
+
+    def noting(self, notes: tuple[str, ...]) -> Quantization:
+        """The same with more notes for people, before its own."""
+        return replace(self, report=self.report.model_copy(update={"notes": notes + self.report.notes}))
 
 
 @dataclass
@@ -87,23 +96,28 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: W
         QuantError: a weight holds NaN or infinity, or the statistics are of another module.
     """
     started, work = time.monotonic(), work or Work(Stages(None, ""))
-    layers = quantizable_layers(module)
+    layers, transforms = quantizable_layers(module), transform_forms(module)
     if layers.keys() != statistics.layers.keys():
         strange = sorted(layers.keys() ^ statistics.layers.keys())
         raise QuantError(f"the statistics are of another module; they differ in {', '.join(strange[:5])}")
     leaves, notes = temporal_leaves(module, recipe, statistics)
     names = {leaf.name for leaf in leaves}
-    fates = {name: _first_fate(name, layer, recipe, statistics, names) for name, layer in layers.items()}
-    _spare_sensitive(module, layers, fates, recipe, statistics)
-    _reconstruct(module, fates, recipe, statistics, work)
+    ranges = time_ranges(module, recipe, statistics, names, work.seed)
+    basis = Basis(recipe, statistics, ranges, work.seed, own_names(module))
+    fates = {name: _first_fate(name, layer, basis, names) for name, layer in layers.items()}
+    _spare_sensitive(module, layers, fates, basis)
+    notes += () if ranges is None else ranges.notes
+    notes += _static_notes(fates, statistics) + _reconstruct(module, fates, recipe, statistics, work)
     maintained = maintain(module, leaves, recipe.temporal, statistics, seed=work.seed, progress=work.progress)
-    reports = _reports(module, layers, fates, statistics, maintained)
+    fates |= {name: _Fate(because=why) for name, why in maintained.left.items() if name in fates}
+    reports = _reports(module, layers, fates, basis, maintained)
     forms = {name: fate.form for name, fate in fates.items() if fate.form is not None} | dict(maintained.forms)
     replace_layers(module, {**_quantized(fates), **maintained.replacements})
     bind(module, MomentHolder())
     plan = maintained.plan if needs_moment(module) else None
     work.seconds = time.monotonic() - started + work.stages.resumed_seconds
-    return Quantization(Report(layers=reports, notes=notes + maintained.notes), forms, plan, maintained.fallback)
+    report = Report(layers=reports, notes=notes + maintained.notes)
+    return Quantization(report, forms, transforms, plan, maintained.fallback)
 
 
 def temporal_leaves(
@@ -115,13 +129,16 @@ def temporal_leaves(
     try:
         return discover(module, statistics.calls[0]), ()
     except UnknownStructure as error:
-        return (), (f"temporal layers are treated as all others: {error}",)
+        scope = "nothing is quantized, as the recipe's scope is temporal layers and none is known"
+        told = scope if recipe.scope == "temporal" else "temporal layers are treated as all others"
+        return (), (f"{told}: {error}",)
 
 
-def _first_fate(name: str, layer: FloatLayer, recipe: Recipe, statistics: Statistics, temporal: set[str]) -> _Fate:
-    decision, seen = recipe.decide(name), statistics.layers[name]
+def _first_fate(name: str, layer: FloatLayer, basis: Basis, temporal: set[str]) -> _Fate:
+    recipe, seen = basis.recipe, basis.statistics.layers[name]
+    decision = basis.decide(name)
     if name in temporal and recipe.temporal.maintenance != "none":
-        return _Fate(because="temporal: left float by the recipe")
+        return _Fate(because="temporal")  # `maintain` decides, and knows why
     if name not in temporal and recipe.scope == "temporal":
         return _Fate(because="the recipe's scope is temporal layers")
     if decision.scheme is None:
@@ -130,39 +147,48 @@ def _first_fate(name: str, layer: FloatLayer, recipe: Recipe, statistics: Statis
         return _Fate(because="it never ran while calibrating")
     if seen.inputs.low == seen.inputs.high == 0.0:
         return _Fate(because="its input was always zero while calibrating")
-    form = form_of(decision.scheme, seen, len(statistics.schedule), statistics.splits.get(name, ()))
-    return _Fate(round_layer(name, layer, decision.scheme, form, seen), form, scheme=decision.scheme)
+    return _Fate(*round_layer(name, layer, decision.scheme, basis), scheme=decision.scheme)
 
 
 def _quantized(fates: Mapping[str, _Fate]) -> dict[str, Quantized]:
     return {name: fate.layer for name, fate in fates.items() if fate.layer is not None}
 
 
+def _static_notes(fates: Mapping[str, _Fate], statistics: Statistics) -> tuple[str, ...]:
+    """What to note of layers whose input scale does not follow time although the recipe says so."""
+    static: dict[str, list[str]] = {}
+    for name, fate in fates.items():
+        if fate.scheme is not None and fate.form is not None:
+            static.setdefault(why_static(fate.scheme, fate.form, statistics.layers[name]), []).append(name)
+    return tuple(
+        f"layers with one input scale for all times, although the recipe asks for more: {counted(names)}; {why}"
+        for why, names in static.items()
+        if why
+    )
+
+
 def _reconstruct(
     module: nn.Module, fates: Mapping[str, _Fate], recipe: Recipe, statistics: Statistics, work: Work
-) -> None:
-    """Has AdaRound choose the integers, where the recipe says so; what follows time does so already."""
-    if recipe.rounding.method == "adaround":
-        reconstruct(
-            module,
-            _quantized(fates),
-            statistics.samples,
-            recipe.rounding,
-            seed=work.seed,
-            progress=work.progress,
-            stages=work.stages,
-        )
+) -> tuple[str, ...]:
+    """Has AdaRound choose the integers, where the recipe says so; what is to note of it."""
+    if recipe.rounding.method != "adaround":
+        return ()
+    return reconstruct(
+        module,
+        _quantized(fates),
+        statistics.samples,
+        recipe.rounding,
+        seed=work.seed,
+        progress=work.progress,
+        stages=work.stages,
+    ).notes
 
 
 def _spare_sensitive(
-    module: nn.Module,
-    layers: Mapping[str, FloatLayer],
-    fates: dict[str, _Fate],
-    recipe: Recipe,
-    statistics: Statistics,
+    module: nn.Module, layers: Mapping[str, FloatLayer], fates: dict[str, _Fate], basis: Basis
 ) -> None:
     """Keeps layers that are worth it float, or gives them finer weights; notes each layer's squared effect."""
-    room = recipe.sensitive
+    room, statistics = basis.recipe.sensitive, basis.statistics
     if room.macs == 0 or room.bytes == 0:
         return
     effects = output_errors(module, _quantized(fates), statistics)
@@ -178,17 +204,16 @@ def _spare_sensitive(
         if name in spared:
             part, cost = 100 * effect / total if total else 0.0, 100 * costs[name][0]
             because = f"sensitive: {part:.1f}% of the output's squared error for {cost:.1f}% of the multiply-adds"
-            fates[name] = _spared(name, layers[name], fates[name], because, recipe, statistics)
+            fates[name] = _spared(name, layers[name], fates[name], because, basis)
 
 
-def _spared(name: str, layer: FloatLayer, fate: _Fate, because: str, recipe: Recipe, statistics: Statistics) -> _Fate:
+def _spared(name: str, layer: FloatLayer, fate: _Fate, because: str, basis: Basis) -> _Fate:
     """What becomes of a sensitive layer."""
-    scheme = recipe.decide(name).scheme
-    if recipe.sensitive.weights is None or scheme is None:
+    scheme, weights = basis.decide(name).scheme, basis.recipe.sensitive.weights
+    if weights is None or scheme is None:
         return _Fate(because=because, effect=fate.effect)
-    finer, seen = scheme.model_copy(update={"weights": recipe.sensitive.weights}), statistics.layers[name]
-    form = form_of(finer, seen, len(statistics.schedule), statistics.splits.get(name, ()))
-    return _Fate(round_layer(name, layer, finer, form, seen), form, because, fate.effect, finer)
+    finer = scheme.model_copy(update={"weights": weights})
+    return _Fate(*round_layer(name, layer, finer, basis), because, fate.effect, finer)
 
 
 def owners_of_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
@@ -205,41 +230,44 @@ def _reports(
     module: nn.Module,
     layers: Mapping[str, FloatLayer],
     fates: Mapping[str, _Fate],
-    statistics: Statistics,
+    basis: Basis,
     maintained: Maintained,
 ) -> tuple[LayerReport, ...]:
     """What became of every module that owns weights, in order. Called while the module is still float."""
     temporal = temporal_reports(maintained)
     reports = []
     for name, owner, tensors in owners_of_weights(module):
-        told = _report(name, layers[name], fates[name], statistics) if name in layers else None
+        told = _report(name, layers[name], fates[name], basis) if name in layers else None
         told = told or _without_form(name, owner, tensors)
         reports.append(told.model_copy(update=temporal.get(name, {})))
     return tuple(reports)
 
 
-def _report(name: str, layer: FloatLayer, fate: _Fate, statistics: Statistics) -> LayerReport:
-    before, seen = float_bytes(layer.parameters(recurse=False)), statistics.layers[name]
+def _report(name: str, layer: FloatLayer, fate: _Fate, basis: Basis) -> LayerReport:
+    before, statistics = float_bytes(layer.parameters(recurse=False)), basis.statistics
     told = LayerReport(
         name=name,
-        kind=layer_kind(layer),
+        kind="linear" if isinstance(layer, nn.Linear) else "conv2d",
         bytes_before=before,
         bytes_after=before,
-        macs=seen.macs // statistics.rows,
+        macs=statistics.layers[name].macs // statistics.rows,
         output_error=None if fate.effect is None else math.sqrt(fate.effect),
     )
-    if fate.layer is None or fate.scheme is None:
+    if fate.layer is None or fate.scheme is None or fate.form is None:
         return told.model_copy(update={"kept_float_because": fate.because})
     return told.model_copy(
         update={
-            "scheme": fate.scheme.text + (f" ({fate.because})" if fate.because else ""),
+            "scheme": text_of(fate.scheme, fate.form) + (f" ({fate.because})" if fate.because else ""),
             "bytes_after": buffer_bytes(fate.layer),
-            "error": predicted_error(layer, fate.layer, seen),
+            "error": predicted_error(name, layer, fate.layer, basis),
         }
     )
 
 
 def _without_form(name: str, owner: nn.Module, tensors: list[Tensor]) -> LayerReport:
+    if isinstance(owner, InputTransform):
+        size, why = buffer_bytes(owner), "computed in float, before the layers that are fed what it makes"
+        return LayerReport(name=name, kind="transform", bytes_before=0, bytes_after=size, kept_float_because=why)
     size = float_bytes(tensors)
     kind = type(owner).__name__
     return LayerReport(

@@ -6,11 +6,13 @@ import tomllib
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quant.errors import RecipeError
+from quant.recipe_checks import contradictions
+from quant.recipe_parts import Guidance, Ranges, Rotation, Smoothing
 
 FORMAT: Final = 1
 """Version of the recipe file's shape."""
@@ -24,17 +26,45 @@ Storage = Literal["float32", "bfloat16", "int8", "int4"]
 """How cached temporal features are stored; integers have a scale and an offset for each step and chunk."""
 
 
+def _with_plain_range(value: object, field: str, choice: str, plain: str) -> object:
+    """What was told, with range `plain` where `field` is `choice` and no range is told: there is no other then."""
+    if isinstance(value, dict) and value.get(field) == choice and "range" not in value:
+        return {**value, "range": plain}
+    return value
+
+
 class Weights(BaseModel):
-    """Per-output-channel symmetric integers."""
+    """Integers with a scale for each output channel, symmetric unless `zero_point` says otherwise."""
 
     model_config = _STRICT
 
     bits: Bits = 8
     range: Literal["max", "mse"] = "mse"
+    zero_point: Literal["none", "channel"] = Field(
+        "none", description="`channel`: asymmetric, from least to greatest weight; only with `ranges` each."
+    )
+    ranges: Literal["shared", "each"] = Field(
+        "shared", description="`each`: rounded anew for each range of time, as TR-DQ publishes; reference backend only."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _channel_is_max(cls, value: Any) -> Any:
+        return _with_plain_range(value, "zero_point", "channel", "max")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.zero_point == "channel" and (self.ranges, self.range) != ("each", "max"):
+            raise ValueError('zero points of channels go with ranges "each" and range "max" only, as published')
+        return self
 
 
 class Activations(BaseModel):
-    """Per-tensor unsigned integers with a zero point. `steps` and `branches`: what has a scale of its own."""
+    """Unsigned integers with a zero point. `steps` and `branches`: what has a scale of its own.
+
+    `grain` token: each token (each picture, where a convolution reads it) gets the scale that its own numbers need, as
+    they come; the zero point of all is calibrated. `range` is "minmax" then.
+    """
 
     model_config = _STRICT
 
@@ -42,8 +72,33 @@ class Activations(BaseModel):
     range: Literal["minmax", "mse", "percentile"] = "mse"
     power: float = Field(2.0, gt=0, le=8, description="Of the error that `mse` minimizes.")
     percentile: float = Field(99.99, gt=50, le=100)
-    steps: Literal["shared", "each"] = "shared"
+    steps: Literal["shared", "ranges", "each"] = "shared"
     branches: Literal["shared", "each"] = "shared"
+    grain: Literal["tensor", "token"] = Field("tensor", description="`token`: a scale for each token, as it comes.")
+    zero_point: Literal["shared", "token"] = Field(
+        "shared", description="`token`: each token's own, with that grain; reference backend only."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _token_is_minmax(cls, value: Any) -> Any:
+        return _with_plain_range(value, "grain", "token", "minmax")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        by_token = self.grain == "token"
+        if self.zero_point == "token" and not by_token:
+            raise ValueError('zero_point "token" needs grain "token"')
+        if by_token and (self.steps, self.branches, self.range) != ("shared", "shared", "minmax"):
+            raise ValueError('with grain "token" each token has its own scale: steps and branches are to be "shared"')
+        if by_token and self.bits == FLOAT_BITS:
+            raise ValueError('inputs that stay float (bits 32) have no grain "token"')
+        return self
+
+    @property
+    def follows_time(self) -> bool:
+        """Whether scales are asked for that depend on step or branch."""
+        return self.bits != FLOAT_BITS and (self.steps, self.branches) != ("shared", "shared")
 
 
 class Rounding(BaseModel):
@@ -126,15 +181,6 @@ class Scheme(BaseModel):
     weights: Weights
     activations: Activations
 
-    @property
-    def text(self) -> str:
-        """One line for people and for manifests."""
-        of_weights, seen = f"s{self.weights.bits} per channel", self.activations
-        if seen.bits == FLOAT_BITS:
-            return f"{of_weights}, float inputs"
-        own = [name for name, way in (("step", seen.steps), ("branch", seen.branches)) if way == "each"]
-        return f"{of_weights}, u{seen.bits} per tensor" + (f" and {' and '.join(own)}" if own else "")
-
 
 class Decision(NamedTuple):
     """A scheme, or the reason why a layer stays float; exactly one is set."""
@@ -156,29 +202,61 @@ class Recipe(BaseModel):
     rounding: Rounding = Rounding()
     temporal: Temporal = Temporal()
     split_skips: bool = Field(False, description="Own scales for each part of concatenated inputs (Q-Diffusion).")
-    scope: Literal["all", "temporal"] = Field(
-        "all", description="`temporal` leaves all other layers float: an ablation."
+    scope: Literal["all", "temporal", "none"] = Field(
+        "all", description="`temporal` leaves all other layers float: an ablation. `none` leaves all: guidance alone."
     )
+    rotation: Rotation = Rotation()
+    smoothing: Smoothing = Smoothing()
+    ranges: Ranges = Ranges()
+    guidance: Guidance = Guidance()
     sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if faults := list(contradictions(self)):
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """All that a layer may get: the recipe's own, the rules', and with the weights of sensitive layers."""
+        own = [Scheme(weights=self.weights, activations=self.activations)]
+        own += [self._scheme(rule) for rule in self.rules if rule.keep is None]
+        finer = self.sensitive.weights
+        return (*own, *(one.model_copy(update={"weights": finer}) for one in own if finer is not None))
+
+    @property
+    def backend(self) -> Literal["openvino", "reference", "torch"]:
+        """What runs the artifact by default: `reference` where kernels cannot, `torch` where nothing is quantized."""
+        if self.scope == "none":
+            return "torch"
+        slow = any(one.weights.ranges == "each" or one.activations.zero_point == "token" for one in self.schemes)
+        return "reference" if slow else "openvino"
+
     def fast(self) -> Recipe:
-        """The recipe without iterations: weights rounded to nearest, temporal layers in closed form."""
-        rounding = Rounding()
-        temporal = self.temporal.model_copy(
-            update={"rounding": "closed" if self.temporal.rounding == "adaround" else self.temporal.rounding}
-        )
-        return self.model_copy(update={"rounding": rounding, "temporal": temporal})
+        """The recipe without iterations: weights rounded to nearest, temporal layers in closed form, no learning of
+        rotations.
+        """
+        temporal, rotation = self.temporal, self.rotation
+        if temporal.rounding == "adaround":
+            temporal = temporal.model_copy(update={"rounding": "closed"})
+        if rotation.method == "learned":
+            rotation = rotation.model_copy(update={"method": "hadamard"})
+        return self.model_copy(update={"rounding": Rounding(), "temporal": temporal, "rotation": rotation})
+
+    def _scheme(self, rule: Rule) -> Scheme:
+        return Scheme(weights=rule.weights or self.weights, activations=rule.activations or self.activations)
 
     def decide(self, layer: str) -> Decision:
-        """What the rules say of a layer's dotted name."""
+        """What the rules say of a layer's dotted name; of one behind a transform of its input, by the layer's own."""
+        layer = layer.removesuffix(".inner")
         for rule in self.rules:
             if any(fnmatchcase(layer, pattern) for pattern in rule.match):
                 if rule.keep == "float":
                     return Decision(None, rule.because or f"rule {', '.join(rule.match)}")
-                scheme = Scheme(weights=rule.weights or self.weights, activations=rule.activations or self.activations)
-                return Decision(scheme, "")
-        return Decision(Scheme(weights=self.weights, activations=self.activations), "")
+                return Decision(self._scheme(rule), "")
+        return Decision(self.schemes[0], "")
 
 
 def parse(text: str, source: str) -> Recipe:

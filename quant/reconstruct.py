@@ -8,6 +8,7 @@ together. A unit that would end up worse than it was stays as it was.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from quant.blocks import Unit, find_units
 from quant.capture import Sweep
 from quant.errors import QuantError
+from quant.grid import integer_range
 from quant.layers import Quantized, QuantizedLayer, parts_of, quantizable_layers
-from quant.learn import Learner
+from quant.learn import Learner, weight_bits
 from quant.recipe import Rounding
+from quant.report import Learned, Reconstruction
 from quant.samples import Samples
-from quant.stacks import NotByRows
+from quant.stacks import NotByRows, Stack
 from quant.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -41,11 +44,11 @@ def reconstruct(
     progress: Progress = lambda what, done, total: None,
     stages: Stages | None = None,
     memory_bytes: int = 2 << 30,
-) -> dict[str, float]:
-    """Reconstructs quantized layers in place, and returns each unit's final loss on all samples, by name.
+) -> Reconstruction:
+    """Reconstructs quantized layers in place, and returns what became of each unit.
 
     Afterwards `integers` of the quantized layers are the learned ones, and so is `input_scale` where the recipe has
-    activation iterations. A unit whose arguments cannot be cut into rows stays as it was and is told to the log.
+    activation iterations. A unit whose arguments cannot be cut into rows stays as it was.
 
     Args:
         module: the float model, all float layers in place; as before afterwards.
@@ -54,7 +57,7 @@ def reconstruct(
         rounding: units, iterations and constants.
         seed: of the choice of rows in each iteration.
         progress: told how many units are done.
-        stages: keeps finished units, so that a killed run goes on.
+        stages: keeps finished units, so that a killed run goes on. One that cannot be of these layers is done again.
         memory_bytes: what captured inputs and outputs may take, about.
 
     Raises:
@@ -62,7 +65,7 @@ def reconstruct(
             learned of a layer whose scale follows time.
     """
     if not quantized:
-        return {}
+        return Reconstruction()
     if samples is None or samples.count == 0:
         raise QuantError("reconstruction needs samples: calibrate with a wish for some")
     units = find_units(module, list(quantized), samples.calls[0], rounding.grain)
@@ -70,11 +73,11 @@ def reconstruct(
     job = _Job(module, quantized, samples, rounding, seed, progress, stages or Stages(None, ""), memory_bytes)
     with torch.inference_mode(False), _beside(module, quantized), _without_gradients(module):
         with _inputs_rounded(quantized, False):
-            losses = job.learn(units, "weights")
+            found = job.learn(units, "weights")
         if learns_scales:
             with _inputs_rounded(quantized, True):
-                losses = job.learn(units, "scales")
-    return losses
+                found = job.learn(units, "scales")
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class _Job:
     stages: Stages
     memory_bytes: int
 
-    def learn(self, units: Sequence[Unit], what: str) -> dict[str, float]:
+    def learn(self, units: Sequence[Unit], what: str) -> Reconstruction:
         """Has all units learn their "weights" or "scales", or takes what an earlier run learned."""
         stored = {unit.name: self.stages.load(f"{what}.{unit.name}") for unit in units}
         sweep = Sweep(
@@ -102,25 +105,25 @@ class _Job:
             memory_bytes=self.memory_bytes,
             seed=self.seed,
         )
-        losses = {}
+        learned: dict[str, Learned] = {}
+        left: dict[str, str] = {}
         with sweep:
             for done, unit in enumerate(units):
                 self.progress(f"reconstructing {what}", done, len(units))
                 found = stored[unit.name]
-                loss = self._learned(sweep, unit, what) if found is None else self._restored(unit, found)
-                if loss is not None:
-                    losses[unit.name] = loss
+                known = None if found is None else self._restored(unit, found, what)
+                try:
+                    learned[unit.name] = self._learned(sweep, unit, what) if known is None else known
+                except NotByRows as error:
+                    log.warning("%s stays as it is, not reconstructed: %s", unit.name, error)
+                    left[unit.name] = str(error)
                 sweep.finish(unit)
         self.progress(f"reconstructing {what}", len(units), len(units))
-        return losses
+        return Reconstruction(learned, left)
 
-    def _learned(self, sweep: Sweep, unit: Unit, what: str) -> float | None:
+    def _learned(self, sweep: Sweep, unit: Unit, what: str) -> Learned:
         started, floats = time.monotonic(), quantizable_layers(self.module)
-        try:
-            stacks = sweep.capture(unit)
-        except NotByRows as error:
-            log.warning("%s stays as it is, not reconstructed: %s", unit.name, error)
-            return None
+        stacks = sweep.capture(unit)
         learner = Learner(
             unit.name,
             self.module.get_submodule(unit.name),
@@ -132,29 +135,83 @@ class _Job:
         )
         with torch.enable_grad():
             learn = learner.learn_rounding if what == "weights" else learner.learn_scales
-            loss = learn(self.rounding)
-        self.stages.save(f"{what}.{unit.name}", self._tensors(unit, loss, what), time.monotonic() - started)
-        return loss
+            found = Learned(learn(self.rounding), _power(stacks, self.rounding.batch), self._missed(stacks))
+        self.stages.save(f"{what}.{unit.name}", self._tensors(unit, found, what), time.monotonic() - started)
+        return found
+
+    def _missed(self, stacks: Sequence[Stack]) -> int:
+        """Rows that memory had no room for; others that are not there never reached the unit."""
+        row_bytes = max((stack.layout.row_bytes for stack in stacks), default=0)
+        fits = self.samples.count * row_bytes <= self.memory_bytes
+        return 0 if fits else self.samples.count - sum(stack.rows for stack in stacks)
 
     def _parts(self, unit: Unit) -> Iterator[tuple[str, QuantizedLayer]]:
         for name in unit.layers:
             for index, part in enumerate(parts_of(self.quantized[name])):
                 yield f"{name}.{index}", part
 
-    def _tensors(self, unit: Unit, loss: float, what: str) -> dict[str, Tensor]:
-        tensors = {"loss": torch.tensor(loss, dtype=torch.float64)}
+    def _tensors(self, unit: Unit, found: Learned, what: str) -> dict[str, Tensor]:
+        tensors = {"learned": torch.tensor(found, dtype=torch.float64)}
         for name, part in self._parts(unit):
             tensors[f"integers.{name}"] = part.integers
             if what == "scales" and part.input_scale is not None:
                 tensors[f"input_scale.{name}"] = part.input_scale
         return tensors
 
-    def _restored(self, unit: Unit, stored: Mapping[str, Tensor]) -> float:
+    def _restored(self, unit: Unit, stored: Mapping[str, Tensor], what: str) -> Learned | None:
+        """What an earlier run learned, put in place; None where it cannot have learned that of these layers."""
+        fault = self._misfit(unit, stored, what)
+        if fault:
+            log.warning("the stage %s.%s is of other layers and done again: %s", what, unit.name, fault)
+            return None
         for name, part in self._parts(unit):
             part.integers = stored[f"integers.{name}"].to(part.integers.device)
             if f"input_scale.{name}" in stored:
                 part.input_scale = stored[f"input_scale.{name}"].to(part.integers.device)
-        return float(stored["loss"])
+        loss, power, missed = stored["learned"].tolist()
+        return Learned(loss, power, int(missed))
+
+    def _misfit(self, unit: Unit, stored: Mapping[str, Tensor], what: str) -> str:
+        """Why stored tensors cannot be what this unit learned; empty where they can.
+
+        Learned weights are the nearest integers or their neighbours; while scales learn, weights stay.
+        """
+        expected = self._tensors(unit, Learned(0.0, 0.0, 0), what)
+        strange = sorted(expected.keys() ^ stored.keys())
+        strange += [name for name in expected.keys() & stored.keys() if not _alike(expected[name], stored[name])]
+        if strange:
+            return f"{strange[0]} is missing, not expected, or of another shape"
+        for name, part in self._parts(unit):
+            found, ends = stored[f"integers.{name}"].to(part.integers.device), integer_range(weight_bits(part))
+            steps = int((found.int() - part.integers.int()).abs().max())
+            if steps > (1 if what == "weights" else 0) or not _within(found, ends):
+                return f"integers.{name} are not near those of the weights"
+            if what == "scales" and part.input_scale is not None and not _positive(stored[f"input_scale.{name}"]):
+                return f"input_scale.{name} is not positive and finite"
+        return ""
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype is other.dtype
+
+
+def _within(integers: Tensor, ends: tuple[int, int]) -> bool:
+    return ends[0] <= int(integers.min()) and int(integers.max()) <= ends[1]
+
+
+def _positive(scale: Tensor) -> bool:
+    return bool((torch.isfinite(scale) & (scale > 0)).all())
+
+
+def _power(stacks: Sequence[Stack], batch: int) -> float:
+    """The loss that zeros would have: what targets lose, as `quant.learn` counts it. Some rows at a time."""
+    total, rows = 0.0, max(1, sum(stack.rows for stack in stacks))
+    for stack in stacks:
+        for target in stack.targets:
+            summed = target.shape[2] if target.ndim > 2 else 1
+            squares = math.fsum(float(some.double().square().sum()) for some in torch.split(target, batch))
+            total += squares * summed / target.numel() * stack.rows / rows
+    return total
 
 
 def _has_scales(quantized: Mapping[str, Quantized]) -> bool:

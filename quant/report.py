@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from quant.rotation.report import TransformForm
+
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_FEW = 5
+"""Names in a note."""
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many there are and the first few: `7 (a, b, c, d, e and 2 more)`."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return f"{len(names)} ({', '.join(names[:_FEW])}{more})"
 
 
 class LayerForm(BaseModel):
@@ -18,9 +32,15 @@ class LayerForm(BaseModel):
     input_bits: int | None = Field(None, description="None: the input stays float.")
     slots: int = Field(0, description="Of input scales that depend on time; 0: one scale.")
     sizes: tuple[int, ...] = Field((), description="Parts of the input channels with own scales; none: whole.")
-    kind: Literal["plain", "stepwise"] = Field(
-        "plain", description="`stepwise`: also a zero point for each slot (FSC)."
+    kind: Literal["plain", "stepwise", "published"] = Field(
+        "plain",
+        description="`stepwise`: also a zero point for each slot (FSC). `published`: all anew for each range of time.",
     )
+    grain: Literal["tensor", "token"] = Field("tensor", description="`token`: inputs' scales come with each token.")
+    zero_point: Literal["shared", "token"] = Field("shared", description="`token`: inputs' zero points too.")
+    offset_weights: bool = Field(False, description="Whether output channels have zero points.")
+    ranges: int = Field(0, description="Of time, of a published layer.")
+    transform: TransformForm | None = Field(None, description="Of a published layer's inputs, the same at all ranges.")
 
 
 class LayerReport(BaseModel):
@@ -70,3 +90,54 @@ class Report(BaseModel):
             for layer in self.layers
             if layer.kept_float_because is not None and layer.kind in ("linear", "conv2d")
         }
+
+
+class Learned(NamedTuple):
+    """What a unit came to.
+
+    Attributes:
+        loss: of its output on the rows that it learned on, see `quant.learn`.
+        power: the loss that zeros would have there.
+        missed: rows that memory had no room for.
+    """
+
+    loss: float
+    power: float
+    missed: int
+
+    @property
+    def relative(self) -> float:
+        """Relative error that is left in the unit's output."""
+        return math.sqrt(self.loss / max(self.power, 1e-30))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What became of all units, by name.
+
+    Attributes:
+        learned: those that were reconstructed, in order.
+        left: why a unit stayed as it was.
+    """
+
+    learned: Mapping[str, Learned] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people."""
+        notes = []
+        if self.learned:
+            errors = {name: unit.relative for name, unit in self.learned.items()}
+            worst, median = max(errors, key=errors.__getitem__), statistics.median(errors.values())
+            notes.append(
+                f"units that were reconstructed: {len(errors)}; relative errors left in their outputs: "
+                f"{median:.2g} in the median, {errors[worst]:.2g} at most, of {worst}"
+            )
+        if self.left:
+            told = counted([f"{name}: {why}" for name, why in self.left.items()])
+            notes.append(f"units that were not reconstructed: {told}")
+        missed = [f"{name}: {unit.missed}" for name, unit in self.learned.items() if unit.missed]
+        if missed:
+            notes.append(f"units that learned without rows that memory had no room for: {counted(missed)}")
+        return tuple(notes)

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from quant.backends.call import Call, call_module
-from quant.calibrate import Statistics, slots_of
+from quant.calibrate import Statistics
 from quant.clock import Moment, MomentHolder
-from quant.layers import Quantized, bind
+from quant.layers import bind
 from quant.samples import own_copy
+from quant.slots import slots_of
 
 PROBES = 4
 """Random directions per kept call; with 16 calls, estimates scatter by about 20%."""
 
 
 def output_errors(
-    module: nn.Module, quantized: Mapping[str, Quantized], statistics: Statistics, seed: int = 0
+    module: nn.Module, quantized: Mapping[str, nn.Module], statistics: Statistics, seed: int = 0
 ) -> dict[str, float]:
     """Mean squared relative error of the module's output that each layer alone would cause if it were quantized.
 
@@ -50,7 +51,7 @@ def output_errors(
 
 
 def _one_call(
-    module: nn.Module, quantized: Mapping[str, Quantized], call: Call, generator: torch.Generator
+    module: nn.Module, quantized: Mapping[str, nn.Module], call: Call, generator: torch.Generator
 ) -> dict[str, float]:
     leaves: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
@@ -75,7 +76,7 @@ def _one_call(
 @contextmanager
 def _disturbed(
     module: nn.Module,
-    quantized: Mapping[str, Quantized],
+    quantized: Mapping[str, nn.Module],
     leaves: dict[str, Tensor],
     errors: dict[str, Tensor],
 ) -> Iterator[None]:

@@ -8,7 +8,7 @@ activations, resizing) to the layers that read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from quant.backends.call import Call, call_module
 from quant.layers import FloatLayer, quantizable_layers
+from quant.nesting import tensors_of
 
 _MIXING = frozenset({
     "conv1d", "conv2d", "conv3d", "linear", "bilinear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm",
@@ -70,7 +71,7 @@ class _Flow(TorchFunctionMode):
 
     def made_by_module(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """A forward hook: the tensors of the output were made by a module."""
-        for tensor in _tensors(output):
+        for tensor in tensors_of(output):
             self._outputs.add(id(tensor))
             self._alive.append(tensor)
 
@@ -95,7 +96,7 @@ class _Flow(TorchFunctionMode):
             if len(pieces) < 2 or not all(id(piece) in self._outputs for piece in pieces):
                 return None
             return int(dim) % output.ndim, tuple(piece.shape[dim] for piece in pieces)
-        inputs = list(_tensors((args, kwargs)))
+        inputs = list(tensors_of((args, kwargs)))
         known = [tensor for tensor in inputs if id(tensor) in self._joined]
         if function in _MIXING or len(known) != 1:
             return None
@@ -104,15 +105,3 @@ class _Flow(TorchFunctionMode):
         mixed = any(other is not source and other.shape == source.shape for other in inputs)
         kept = output.ndim == source.ndim and output.shape[dim] == source.shape[dim]
         return (dim, sizes) if kept and not mixed else None
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested arguments."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)

@@ -55,6 +55,7 @@ class Stages:
     def save(self, name: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
         """Keeps a finished stage and how long it took."""
         self._seconds[name] = seconds
+        self._loaded.discard(name)  # one that was read and not taken is done again
         path = self._path(name)
         if path is None:
             return

@@ -6,6 +6,7 @@ at any time, and whoever lets it go on waits for it, so this is a coroutine, not
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -59,10 +60,8 @@ class Waiting:
         self._may_run.acquire()
         try:
             if not self._abandoned:
-                with torch.no_grad():
+                with contextlib.suppress(_Abandoned), torch.no_grad():
                     self._body()
-        except _Abandoned:
-            pass
         except BaseException as error:  # noqa: BLE001  (raised again where the caller waits)
             self._error = error
         finally:

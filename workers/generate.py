@@ -10,6 +10,7 @@ from jobs.job import JobResult, Used
 from jobs.request import ImageRequest, Notice
 from pipelines.families import tokenizers
 from pipelines.session import Order, Session
+from quant.guidance.plan import GuidancePlan
 from workers.hub import Hub
 from workers.memory import PeakMeter
 from workers.residents import Lease, Residents
@@ -40,10 +41,15 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
     with tools.peaks.watch() as peak, tools.residents.lease(request.model, request.profile, task) as lease:
         stages = Stages(lease, report)
         seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
-        session = Session(lease.components, order_of(request), seams)
+        plan = lease.served.denoiser.guidance
+        session = Session(lease.components, order_of(request), seams, plan)
         pictures = session.draw()
-        notices = (*request.notices, *truncation_notices(session.pipeline, request, tools.turns))
-        used = used_by(request, lease)
+        notices = (
+            *request.notices,
+            *truncation_notices(session.pipeline, request, tools.turns),
+            *guidance_notices(request, plan, session.plan_unused),
+        )
+        used = used_by(request, lease, session.plan_unused)
         files = store_pictures(task, run, encoded(request, pictures, used, stages), stages)
         costs = stages.costs(run.queue_seconds, task.denoiser_calls, tools.peaks.read(peak))
     return JobResult(files=files, used=used, costs=costs, notices=notices)
@@ -62,8 +68,9 @@ def order_of(request: ImageRequest) -> Order:
     )
 
 
-def used_by(request: ImageRequest, lease: Lease) -> Used:
+def used_by(request: ImageRequest, lease: Lease, plan_unused: str | None) -> Used:
     """What the request was really run with."""
+    plan = lease.served.denoiser.guidance
     return Used(
         model=request.model,
         profile=request.profile,
@@ -74,7 +81,18 @@ def used_by(request: ImageRequest, lease: Lease) -> Used:
         width=request.width,
         height=request.height,
         scheduler=lease.components.scheduler_name,
+        guidance_saving=None if plan is None else 0.0 if plan_unused else plan.saving,
     )
+
+
+def guidance_notices(request: ImageRequest, plan: GuidancePlan | None, unused: str | None) -> Iterator[Notice]:
+    """A notice where a profile's guidance plan did not serve the request, or served what it was not calibrated with."""
+    if unused is not None:
+        message = f"profile {request.profile} ran guidance in full, without its plan: {unused}"
+        yield Notice(code="guidance_plan_unused", message=message)
+    elif plan is not None and request.negative_prompt:
+        message = f"profile {request.profile} leaves out parts of guidance, calibrated without a negative prompt"
+        yield Notice(code="guidance_plan_negative_prompt", message=message)
 
 
 def truncation_notices(pipeline: Any, request: ImageRequest, turns: Turns) -> Iterator[Notice]:

@@ -15,6 +15,7 @@ from jobs.errors import JobFailed
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from pipelines.batch import run_together
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.guided import kinds_of_calls
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
 from workers.hub import Hub, Served
@@ -65,9 +66,9 @@ class ModelLoader:
     def _open(self, card: ProfileCard, components: Components) -> Denoiser:
         if card.name == FLOAT:
             return TorchDenoiser(FLOAT, load_denoiser(components))
-        from pipelines.quantized import load_quantized  # OpenVINO, which the float profile does not need
+        from pipelines.quantized import load_profile  # OpenVINO, which the float profile does not need
 
-        return load_quantized(card, components, self._settings)
+        return load_profile(card, components, self._settings)
 
     def _warm_up(self, card: ModelCard, components: Components, served: Served) -> tuple[DenoiserCall, float]:
         """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds."""
@@ -88,7 +89,10 @@ class ModelLoader:
             log.warning("%s/%s: the warm-up of %d steps: %s", card.id, served.profile, WARMUP_STEPS, error)
         if seams.last is None:
             raise JobFailed(f"the pipeline of {card.id} never calls its denoiser")
-        return seams.last, seams.seconds
+        call, seconds = seams.last, seams.seconds
+        for other in kinds_of_calls(call, served.denoiser.guidance):
+            seams.denoise(other)
+        return call, seconds
 
 
 class _WarmSeams:

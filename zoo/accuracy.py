@@ -1,4 +1,4 @@
-"""`python -m zoo.accuracy`: the share of unseen prompts that shapes-unet paints right, by the checker.
+"""`python -m zoo.accuracy`: the share of unseen prompts that a built-in model paints right, by the checker.
 
 Every named attribute must be right: count, background, colour, shape, size, and how two things lie.
 """

@@ -1,4 +1,4 @@
-"""`python -m zoo.build`: makes the shipped artifacts of shapes-unet and measures them against float.
+"""`python -m zoo.build`: makes the shipped artifacts of the built-in models and measures them.
 
 Calibration prompts are ordinary captions; the fidelity that goes into the manifest is measured on prompts that neither
 training nor calibration has seen.
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 import quant
 from jobs.profile import Defaults, ProfileCard
+from pipelines import calibrate
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import Order, load_quantized, quantize_folder
+from pipelines.quantized import QuantizationOrder, load_profile, quantize_folder
 from quant.metrics import Features
 from zoo.accuracy import Task, unseen
 from zoo.frechet import FEWEST, ShapesWorld
@@ -32,10 +33,13 @@ from zoo.shapes.checker import faults
 from zoo.shapes.world import random_scene
 
 ZOO = Path(__file__).parent
-MODEL = "shapes-unet"
 CALIBRATION_PROMPTS = 64
-SHIPPED = ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache")
-"""Recipes whose artifacts come with the product."""
+ROTATED = ("tfmq-w8a8-cfg", "trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "float-cfg")
+SHIPPED = {
+    "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
+    "shapes-dit": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", *ROTATED),
+}
+"""Recipes whose artifacts come with the product, by model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +74,21 @@ def measure(
     denoisers: dict[str, Denoiser],
     count: int,
     features: Mapping[str, Features] | None = None,
+    progress: calibrate.Progress = calibrate.silent,
 ) -> list[ProfileFidelity]:
     """Every denoiser against float on unseen prompts, with prompt accuracy by the checker and Fréchet distance."""
     known = tasks(count)
-    with Progress() as bar:
-        line = bar.add_task("comparing", total=None)
-        return evaluate(
-            components,
-            denoisers,
-            [task.prompt for task in known],
-            model_defaults(components.folder),
-            seed=1000,
-            checker=lambda prompt, picture: shows(known, prompt, picture),
-            reference=ShapesWorld(unseen=True) if count >= FEWEST else None,
-            features=features,
-            progress=lambda what, done, total: bar.update(line, completed=done, total=total),
-        )
+    return evaluate(
+        components,
+        denoisers,
+        [task.prompt for task in known],
+        model_defaults(components.folder),
+        seed=1000,
+        checker=lambda prompt, picture: shows(known, prompt, picture),
+        reference=ShapesWorld(unseen=True) if count >= FEWEST else None,
+        features=features,
+        progress=progress,
+    )
 
 
 class _Recorder(TorchDenoiser):
@@ -121,23 +124,26 @@ def card_of(artifact: Path) -> ProfileCard:
     return ProfileCard.model_validate({**facts, "name": artifact.name, "recipe": artifact.name, "artifact": artifact})
 
 
-def build(recipe_name: str, cache: Path, count: int) -> None:
-    """Quantize by one built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
-    folder, out = ZOO / "models" / MODEL, ZOO / "artifacts" / MODEL / recipe_name
+def build(model: str, recipe_name: str, cache: Path, count: int) -> None:
+    """Quantize a model by a built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
+    folder, out = ZOO / "models" / model, ZOO / "artifacts" / model / recipe_name
     defaults, recipe = model_defaults(folder), quant.load_recipe(recipe_name)
+    scratch = _scratch(cache / model, recipe)
+    order = QuantizationOrder(folder, out, recipe, calibration_prompts(), defaults, model, scratch=scratch)
     with Progress() as bar:
-        line = bar.add_task(recipe_name)
-        quantize_folder(
-            Order(folder, out, recipe, calibration_prompts(), defaults, MODEL, scratch=_scratch(cache, recipe)),
-            lambda what, done, total: bar.update(line, description=what, completed=done, total=total),
-        )
-    components, card = load_components(folder), card_of(out)
-    denoisers: dict[str, Denoiser] = {
-        "float": TorchDenoiser("float", load_denoiser(components)),
-        recipe_name: load_quantized(card, components, Means(cache)),
-    }
-    features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
-    found = {one.profile: one for one in measure(components, denoisers, count, features)}
+        line = bar.add_task(f"{model}/{recipe_name}")
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(line, description=what, completed=done, total=total)
+
+        quantize_folder(order, tell)
+        components, card = load_components(folder), card_of(out)
+        denoisers: dict[str, Denoiser] = {
+            "float": TorchDenoiser("float", load_denoiser(components)),
+            recipe_name: load_profile(card, components, Means(cache)),
+        }
+        features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
+        found = {one.profile: one for one in measure(components, denoisers, count, features, tell)}
     for one in found.values():
         print(json.dumps(one.summary() | {"profile": one.profile}))
     summary = found[recipe_name].summary() | {"float_seconds": found["float"].seconds}
@@ -153,14 +159,14 @@ def _scratch(cache: Path, recipe: quant.Recipe) -> Path:
 def main() -> None:
     """Build artifacts, one after the other."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument(
-        "recipes", nargs="*", default=SHIPPED, help="names of recipes; by default all that are shipped"
-    )
+    options.add_argument("recipes", nargs="*", help="names of recipes; by default all that are shipped")
+    options.add_argument("--model", choices=SHIPPED, help="by default all")
     options.add_argument("--count", type=int, default=256, help="prompts to measure on")
     options.add_argument("--cache", type=Path, default=Path("build/cache"))
     choice = options.parse_args()
-    for name in choice.recipes:
-        build(name, choice.cache, choice.count)
+    for model in [choice.model] if choice.model else SHIPPED:
+        for name in choice.recipes or SHIPPED[model]:
+            build(model, name, choice.cache, choice.count)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from quant.clock import StepClock
-from quant.layers import first_tensor
+from quant.clock import COND, UNCOND, StepClock
+from quant.errors import BackendError
+from quant.nesting import first_tensor
 
 Role = Literal["time", "constant", "pooled", "text", "sample"]
 """What a tensor argument is: the timestep; one of few values per request (guidance, class, size); pooled text; text by
@@ -39,6 +40,8 @@ class Call:
         shared: tensors without a row dimension, equal for all rows, by name.
         constants: all other arguments by name (None, numbers, strings, lists).
         roles: what each tensor argument is, by name; one that is not named is a "sample".
+        pattern: which attention modules share between branches, an index into a guidance plan's patterns. Above 0 the
+            rows go in pairs: as many of either branch, the i-th conditional with the i-th unconditional one.
     """
 
     rows: Mapping[str, Tensor]
@@ -46,6 +49,7 @@ class Call:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
+    pattern: int = 0
 
     def __post_init__(self) -> None:
         lengths = {name: tensor.shape[0] for name, tensor in self.rows.items()}
@@ -71,9 +75,50 @@ class Call:
         """The tensor argument of role "time": [B], or [B, L] with one for each token; None where there is none."""
         return next((self.rows[name] for name in sorted(self.rows) if self.role(name) == "time"), None)
 
+    @property
+    def halves(self) -> int:
+        """In how many parts of equal length, of a branch each, the rows must lie to run: 2 where they go in pairs."""
+        return 2 if self.pattern else 1
+
+    def pairs(self) -> Tensor:
+        """[B / 2, 2] int64: the index of each conditional row, and of the unconditional row that goes with it.
+
+        Raises:
+            BackendError: the rows do not go in pairs.
+        """
+        cond, uncond = ((self.clock.branch == branch).nonzero().flatten() for branch in (COND, UNCOND))
+        if len(cond) != len(uncond) or 2 * len(cond) != self.count:
+            told = f"{len(cond)} conditional and {len(uncond)} unconditional rows of {self.count}"
+            raise BackendError(f"attention is shared between pairs of rows, one of either branch; the call has {told}")
+        for part in (self.clock.step, self.clock.total):
+            if not torch.equal(part[cond], part[uncond]):
+                raise BackendError(
+                    "attention is shared between rows at one step; the call pairs rows of different steps"
+                )
+        return torch.stack([cond, uncond], dim=1)
+
+    def parts(self, most: int) -> tuple[Tensor, ...]:
+        """Indices of rows that are to run together, each row once: at most `most`, or one pair if that is less.
+
+        Where rows go in pairs, a part has its conditional rows first and then, in the same order, their partners.
+
+        Raises:
+            BackendError: the call has a pattern, but its rows do not go in pairs.
+        """
+        if not self.pattern:
+            return torch.split(torch.arange(self.count), most)
+        return tuple(pairs.T.flatten() for pairs in torch.split(self.pairs(), max(1, most // 2)))
+
     def padded(self, count: int) -> Call:
-        """The call with its first row repeated until it has `count` rows."""
-        return self.take(torch.cat([torch.arange(self.count), torch.zeros(count - self.count, dtype=torch.int64)]))
+        """The call with the first row of each half repeated until it has `count` rows."""
+        own = self.count // self.halves
+        filled = torch.cat([torch.arange(own), torch.zeros(count // self.halves - own, dtype=torch.int64)])
+        return self.take(torch.cat([filled + half * own for half in range(self.halves)]))
+
+    def unpadded(self, output: Tensor) -> Tensor:
+        """The answer [B, ...] to this call out of the answer to it `padded`; may be a view."""
+        halves = output.reshape(self.halves, -1, *output.shape[1:])
+        return halves[:, : self.count // self.halves].flatten(0, 1)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, in the fixed order that compiled code takes them in."""
@@ -90,7 +135,8 @@ class Call:
         """A short hash of everything but the number of rows and the values of tensors: equal for calls that one
         compiled graph can serve.
         """
-        text = repr((self.inputs(), sorted((name, repr(value)) for name, value in self.constants.items())))
+        constants = sorted((name, repr(value)) for name, value in self.constants.items())
+        text = repr((self.inputs(), constants, self.pattern))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -111,6 +157,17 @@ def call_module(module: nn.Module, call: Call) -> Tensor:
     return first_tensor(module(**nested({**call.tensors(), **call.constants})))
 
 
+def run_in_parts(call: Call, most: int, run: Callable[[Call], Tensor]) -> Tensor:
+    """The answers [B, ...] of `run` to a call's `parts`, each row's where the row was.
+
+    Raises:
+        BackendError: the call has a pattern, but its rows do not go in pairs.
+    """
+    parts = call.parts(most)
+    together = torch.cat([run(call.take(index)) for index in parts])
+    return together[torch.argsort(torch.cat(parts))] if call.pattern else together
+
+
 class Executable(Protocol):
     """A quantized denoiser that can run. Threads may share it."""
 
@@ -123,7 +180,10 @@ class Executable(Protocol):
         """Rows so far whose temporal features no table of the artifact knew."""
 
     def run(self, call: Call) -> Tensor:
-        """The denoiser's output [B, ...] float32, in memory of its own; a row's answer depends on that row alone."""
+        """The denoiser's output [B, ...] float32, in memory of its own.
+
+        A row's answer depends on that row alone; where rows go in pairs, on its pair.
+        """
 
     def close(self) -> None:
         """Lets go of compiled code and weights; the executable cannot run again."""

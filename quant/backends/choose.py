@@ -12,6 +12,7 @@ from quant.artifact import load_fallback, load_into
 from quant.backends.call import Executable
 from quant.backends.moment import TimedExecutable
 from quant.errors import BackendError
+from quant.guidance.share import NO_SHARING, Patterns
 from quant.manifest import Manifest
 from quant.temporal.features import FeatureSource
 from quant.temporal.program import TemporalProgram
@@ -65,12 +66,14 @@ def feature_source(artifact: Path, manifest: Manifest, empty: Callable[[], nn.Mo
 
 
 def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, options: Options) -> Executable:
+    plan = manifest.guidance
+    patterns = NO_SHARING if plan is None else Patterns(plan.patterns, plan.maps)
     if name == "reference":
         from quant.backends.reference import ReferenceExecutable
 
-        return ReferenceExecutable(module())
+        return ReferenceExecutable(module(), patterns)
     if name == "openvino":
         from quant.backends.openvino import OpenVinoExecutable
 
-        return OpenVinoExecutable(module, manifest, options.cache_dir, threads=options.threads)
+        return OpenVinoExecutable(module, manifest, options.cache_dir, threads=options.threads, patterns=patterns)
     raise BackendError(f"no backend {name!r}; known: {', '.join(BACKENDS)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from quant.backends.call import Call
 from quant.backends.moment import run_timed
 from quant.backends.runtime import openvino
 from quant.errors import BackendError
+from quant.report import LayerForm, counted
 
 _TRACING = threading.Lock()
 """Tracing patches torch globally: one thread at a time."""
@@ -35,6 +37,23 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return run_timed(self.module, dict(zip(self._names, tensors, strict=True)), self._constants)
+
+
+def refuse(forms: Mapping[str, LayerForm]) -> None:
+    """Refuses layers that no integer kernel runs.
+
+    Raises:
+        BackendError: there are such layers; the reference backend runs them.
+    """
+    published = [name for name, form in forms.items() if form.kind == "published"]
+    by_token = [name for name, form in forms.items() if form.zero_point == "token"]
+    reasons = {
+        "have weights of their own for each range of time": published,
+        "give each token a zero point of its own": by_token,
+    }
+    for reason, names in reasons.items():
+        if names:
+            raise BackendError(f"layers {reason}: {counted(names)}; only the reference backend runs those")
 
 
 def convert(module: nn.Module, call: Call) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from quant.backends.call import Call, Executable, nested
 from quant.clock import Moment, MomentHolder
-from quant.layers import QuantizedLayer, first_tensor
+from quant.layers import QuantizedLayer
+from quant.nesting import first_tensor
 from quant.temporal.features import FeatureSource
 
 PREFIX = "moment."
@@ -33,7 +34,8 @@ class TimedExecutable:
     @property
     def weights_bytes(self) -> int:
         """Bytes of the executable's weights, and of features and layers held for timesteps that no table knows."""
-        return self.executable.weights_bytes + self._source.bytes
+        with self._turn:
+            return self.executable.weights_bytes + self._source.bytes
 
     @property
     def fallbacks(self) -> int:
@@ -41,7 +43,11 @@ class TimedExecutable:
         return self._source.fallbacks
 
     def run(self, call: Call) -> Tensor:
-        """The denoiser's output [B, ...] float32."""
+        """The denoiser's output [B, ...] float32.
+
+        Raises:
+            BackendError: the executable was closed, or cannot run the call.
+        """
         return self.executable.run(self.at_its_moment(call))
 
     def at_its_moment(self, call: Call) -> Call:
@@ -54,8 +60,10 @@ class TimedExecutable:
         return timed(call, moment)
 
     def close(self) -> None:
-        """Lets go of the executable."""
+        """Lets go of the executable, of features and of layers held for timesteps that no table knows."""
         self.executable.close()
+        with self._turn:
+            self._source.close()
 
 
 def timed(call: Call, moment: Moment) -> Call:

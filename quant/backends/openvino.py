@@ -1,4 +1,4 @@
-"""The openvino backend: int8 kernels on CPUs, one compiled graph per call signature and number of rows.
+"""The openvino backend: int8 kernels on CPUs, one compiled graph per call signature (pattern too) and number of rows.
 
 Numbers of rows are fixed in each compiled graph and smaller batches are padded up. Fixed shapes run faster than free
 ones, and, measured, give a row the same bits in every batch size and place: pictures do not depend on their company.
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from quant.backends import convert, kernels, runtime
-from quant.backends.call import Call
+from quant.backends.call import Call, run_in_parts
 from quant.errors import BackendError
+from quant.guidance.share import NO_SHARING, Patterns, sharing
 from quant.manifest import Manifest
 
 BUCKETS = (1, 2, 4, 8, 16)
@@ -51,7 +52,7 @@ class _Compiled:
         arrays = [tensors[name].detach().contiguous().numpy() for name in self._names]
         with self._turn:
             result = self._request.infer(arrays, share_inputs=True, share_outputs=True)
-            return torch.from_numpy(result[0][: call.count].copy())
+            return call.unpadded(torch.from_numpy(result[0])).clone()
 
 
 class OpenVinoExecutable:
@@ -60,10 +61,17 @@ class OpenVinoExecutable:
     fallbacks = 0
 
     def __init__(
-        self, module: Callable[[], nn.Module], manifest: Manifest, cache_dir: Path, *, threads: int = 0
+        self,
+        module: Callable[[], nn.Module],
+        manifest: Manifest,
+        cache_dir: Path,
+        *,
+        threads: int = 0,
+        patterns: Patterns = NO_SHARING,
     ) -> None:
+        convert.refuse(manifest.forms)
         identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
-        self._module = module
+        self._module, self._patterns = module, patterns
         self._bytes = manifest.memory_bytes
         self._folder = cache_dir / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
@@ -82,16 +90,14 @@ class OpenVinoExecutable:
         """The denoiser's output [B, ...] float32; calls of more than 16 rows run in parts.
 
         Raises:
-            BackendError: the graph cannot be converted or compiled, or the executable was closed.
+            BackendError: the graph cannot be converted or compiled, the executable was closed, or rows cannot share
+                attention as the call's pattern says.
         """
-        parts = [
-            self._compiled(part).run(part)
-            for part in (call.take(index) for index in torch.split(torch.arange(call.count), BUCKETS[-1]))
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return run_in_parts(call, BUCKETS[-1], lambda part: self._compiled(part).run(part))
 
     def int8_share(self, call: Call) -> float:
         """Share of the multiply-adds of a call that run in int8 kernels, 0..1, by the compiled graph."""
+        call = call.take(call.parts(BUCKETS[-1])[0])
         compiled = self._compiled(call)
         model = runtime.core().read_model(self._graph(call))
         model.reshape(convert.shapes(model, call, compiled.rows))
@@ -141,11 +147,12 @@ class OpenVinoExecutable:
 
     def _graph(self, call: Call) -> Path:
         """The traced graph on disk for calls of this signature; traced now if it is not there yet."""
-        path = self._folder / f"{call.signature()}.xml"
+        path = self._folder / f"{call.signature()}{self._patterns.key(call)}.xml"
         with self._converting:
             if not path.is_file():
                 module = self._module()
-                convert.write(convert.convert(module, call), path)
+                with sharing(module, call, self._patterns):
+                    convert.write(convert.convert(module, call), path)
                 del module
                 gc.collect()  # traced graphs hold cycles; the torch copy of the weights goes with them
         return path

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quant.backends.call import Call
 from quant.clock import Moment
-from quant.errors import QuantError
+from quant.errors import BackendError, QuantError
 from quant.temporal.plan import Errors, KeptLeaf, Lookup, Strategy, Stub, TemporalPlan, make_plan
 from quant.temporal.program import TemporalProgram
 from quant.temporal.tables import Exactly, features_at
@@ -64,7 +64,7 @@ class FeatureSource:
         self.fallbacks = self.hoists = 0
         self._plan, self._open = plan, open_program
         self._program: TemporalProgram | None = None
-        self._exact, self._capacity = exact, capacity
+        self._exact, self._capacity, self._closed = exact, capacity, False
         self._kept: OrderedDict[_Wanted, Tensor] = OrderedDict()
         self._slots = _Slots(plan)
         self._tabled = any(one.storage is not None for one in plan.lookups)
@@ -88,8 +88,11 @@ class FeatureSource:
         """The moment of a call.
 
         Raises:
+            BackendError: the source was closed.
             QuantError: the call lacks the timestep; or features must be computed, and no layers are there to do it.
         """
+        if self._closed:
+            raise BackendError("the feature source was closed")
         times = self._times(call)
         slot, known = self._slots.find(times)
         if self._tabled:
@@ -100,6 +103,12 @@ class FeatureSource:
             features = self._features(call, times, known)
         row = self._slots.find_rows(times)[0] if slot.ndim > 1 else slot
         return _on(call, Moment(row, call.clock.branch.cpu(), slot, known, features))
+
+    def close(self) -> None:
+        """Lets go of features kept and of the layers opened; the source cannot answer again."""
+        self._closed = True
+        self._program = None
+        self._kept.clear()
 
     def _times(self, call: Call) -> Tensor:
         """Values of all arguments of time, float64 [*slot, arguments]."""

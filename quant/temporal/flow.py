@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from quant.nesting import tensors_of
+
 SHAPE_ONLY = frozenset(
     f"aten::{name}"
     for name in (
@@ -91,14 +93,14 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def of(self, value: Any) -> Made:
         """What a value, however nested, was made of."""
         made = NOTHING
-        for tensor in tensors(value):
+        for tensor in tensors_of(value):
             known = self._made.get(_reference(tensor).cdata)
             made = made.both(known[1]) if known else made
         return made
 
     def note(self, value: Any, made: Made) -> None:
         """Says what a value, however nested, is made of; what was known of it is forgotten."""
-        for tensor in tensors(value):
+        for tensor in tensors_of(value):
             reference = _reference(tensor)
             self._made[reference.cdata] = (reference, made)
 
@@ -108,7 +110,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **keywords)
         made = NOTHING if func._schema.name in SHAPE_ONLY else self.of((args, keywords))
         if made.roles:
-            for tensor in tensors((result, *_written(func, args, keywords))):
+            for tensor in tensors_of((result, *_written(func, args, keywords))):
                 self.note(tensor, made.both(self.of(tensor)))
         return result
 
@@ -135,18 +137,6 @@ def follow(
     if mixed & flow.cut:  # ran on the time first and on latents later, which only the end of a run can tell
         flow = _follow_once(module, arguments, roles, leaves, allowed, mixed)
     return flow
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a value, however nested in mappings, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors(part)
 
 
 def _follow_once(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,7 @@ class Maintained:
         replacements: what takes the place of each layer.
         forms: of layers that stay as quantized ones.
         fallback: layers stored apart, for what no table knows.
+        left: why a temporal layer stays float, by name, of those that the recipe treats apart.
         notes: for people.
     """
 
@@ -59,6 +60,7 @@ class Maintained:
     replacements: Mapping[str, nn.Module] = field(default_factory=dict)
     forms: Mapping[str, LayerForm] = field(default_factory=dict)
     fallback: Mapping[str, Kept] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -103,24 +105,42 @@ def maintain(
     """
     example = statistics.calls[0]
     names = [name for name in example.rows if example.role(name) == "time"]
-    if not names or not statistics.schedule:
-        return Maintained(notes=("no argument is a timestep: nothing follows time",) if leaves else ())
-    bare = TemporalPlan(time=names[0], schedule=statistics.schedule)
-    if not leaves or settings.maintenance in ("none", "float"):
-        return Maintained(bare)
+    bare = TemporalPlan(time=names[0], schedule=statistics.schedule) if names and statistics.schedule else None
+    if not leaves or settings.maintenance == "none":
+        timeless = ("no argument is a timestep: nothing follows time",)
+        return Maintained(bare, notes=timeless if leaves and bare is None else ())
+    if settings.maintenance == "float":
+        return replace(_untouched(bare, leaves, "left float by the recipe"), notes=())
+    if bare is None:
+        return _untouched(bare, leaves, "no argument is a timestep")
     if len(names) > 1:
-        return Maintained(bare, notes=(f"temporal layers stay float: there are several timesteps, {', '.join(names)}",))
+        return _untouched(bare, leaves, f"there are several timesteps, {', '.join(names)}")
     program = TemporalProgram(module, leaves)
     times, hoisted = {names[0]: statistics.schedule}, _hoisted(leaves, statistics.calls)
     task = _Task(module, tuple(leaves), settings, example, times, program, hoisted, seed, progress)
     ways = {"tib": _by_layers, "cache": _by_tables, "select": _by_the_better}
     progress("temporal layers", 0, 1)
     try:
-        return ways[settings.maintenance](task)
+        return _with_reasons(task, ways[settings.maintenance](task))
     except UnknownStructure as error:
-        return Maintained(bare, notes=(f"temporal layers stay float: {error}",))
+        return _untouched(bare, leaves, str(error))
     finally:
         progress("temporal layers", 1, 1)
+
+
+def _untouched(plan: TemporalPlan | None, leaves: Sequence[TemporalLeaf], why: str) -> Maintained:
+    """All temporal layers stay float."""
+    left = {leaf.name: f"temporal: {why}" for leaf in leaves}
+    return Maintained(plan, left=left, notes=(f"temporal layers stay float: {why}",))
+
+
+def _with_reasons(task: _Task, made: Maintained) -> Maintained:
+    """The same, with why layers stay float that nothing replaces. Ways that quantize any quantize all linears."""
+    reasons = dict.fromkeys((leaf.name for leaf in task.leaves), "only linear layers are quantized among these")
+    if task.settings.maintenance == "cache" and made.plan is not None:
+        reasons = {one.name: one.reason for one in made.plan.kept}
+    names = [leaf.name for leaf in task.leaves if leaf.name not in made.replacements]
+    return replace(made, left={name: f"temporal: {reasons[name]}" for name in names})
 
 
 def _by_layers(task: _Task) -> Maintained:
@@ -194,18 +214,9 @@ def _with_errors(plan: TemporalPlan, exact: Mapping[str, Tensor]) -> TemporalPla
             stored = encode(exact[one.name], one.storage, one.chunks)
             back = decode(stored["table"], stored.get("table_scale"), stored.get("table_offset"), one.width)
             relative, cosine = chunk_errors(back, exact[one.name], one.chunks)
-            one = one.model_copy(update={"errors": _errors(relative, cosine)})
+            one = one.model_copy(update={"errors": Errors.of(relative, cosine)})
         lookups.append(one)
     return plan.model_copy(update={"lookups": tuple(lookups)})
-
-
-def _errors(relative: Tensor, cosine: Tensor) -> Errors:
-    return Errors(
-        relative_worst=float(relative.max()),
-        relative_mean=float(relative.mean()),
-        cosine_worst=float(cosine.max()),
-        cosine_mean=float(cosine.mean()),
-    )
 
 
 @dataclass(frozen=True)
@@ -221,22 +232,22 @@ def _quantized(task: _Task) -> _Tib:
     """Every temporal linear quantized by the recipe."""
     settings = task.settings
     bits = None if settings.activation_bits == FLOAT_BITS else settings.activation_bits
-    stepwise = bits is not None and settings.steps == "each"
-    form = LayerForm(
-        weight_bits=settings.bits,
-        input_bits=bits,
-        slots=task.slots if stepwise else 0,
-        kind="stepwise" if stepwise else "plain",
-    )
+    form = LayerForm(weight_bits=settings.bits, input_bits=bits)
+    if bits is not None and settings.steps == "each":
+        form = LayerForm(weight_bits=settings.bits, input_bits=bits, slots=task.slots, kind="stepwise")
     layers = {name: _empty(layer, form) for name, layer in task.linears.items()}
-    result = reconstruct_tib(task.program, layers, [_slot_call(task)], settings, seed=task.seed, progress=task.progress)
+    values = {name: torch.tensor(values, dtype=torch.float64) for name, values in task.times.items()}
+    call = call_at(task.example, torch.zeros(task.slots, dtype=torch.int64), values)  # a row for each slot
+    result = reconstruct_tib(task.program, layers, [call], settings, seed=task.seed, progress=task.progress)
     return _Tib(layers, form, result)
 
 
 def _empty(layer: nn.Linear, form: LayerForm) -> QuantizedLinear:
     shape, has_bias = (layer.out_features, layer.in_features), layer.bias is not None
     if form.kind == "stepwise":
-        return StepwiseLinear(shape, has_bias, form.input_bits or 8, form.slots, "cpu")
+        if form.input_bits is None:
+            raise QuantError("a temporal layer is to have a grid for each step, but of no number of bits")
+        return StepwiseLinear(shape, has_bias, form.input_bits, form.slots, "cpu")
     return QuantizedLinear(shape, has_bias, InputGrid(form.input_bits), "cpu")
 
 
@@ -251,14 +262,7 @@ def _nearest(layer: nn.Linear, bits: int) -> QuantizedLinear:
     return fresh
 
 
-def _slot_call(task: _Task) -> Call:
-    """A call with a row for each slot, with the constants of the example."""
-    values = {name: torch.tensor(values, dtype=torch.float64) for name, values in task.times.items()}
-    return call_at(task.example, torch.zeros(task.slots, dtype=torch.int64), values)
-
-
 def _selection(task: _Task, plan: TemporalPlan, exact: Mapping[str, Tensor], tib: _Tib) -> Selection:
-    shared = {leaf.name for leaf in task.leaves if not leaf.frontier}
     sizes = {name: sum(buffer.nbytes for buffer in layer.buffers()) for name, layer in tib.layers.items()}
     candidates = [
         candidate(
@@ -271,7 +275,7 @@ def _selection(task: _Task, plan: TemporalPlan, exact: Mapping[str, Tensor], tib
         for one in plan.lookups
         if one.storage is not None
     ]
-    return select(candidates, task.settings, sum(sizes.get(name, 0) for name in shared))
+    return select(candidates, task.settings, sum(sizes.get(leaf.name, 0) for leaf in task.leaves if not leaf.frontier))
 
 
 def _fallback(task: _Task, plan: TemporalPlan) -> dict[str, Kept]:

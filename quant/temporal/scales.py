@@ -13,7 +13,8 @@ histograms. What we changed: one zero point z per layer for all steps and branch
 
     s_c = argmin_s E_c |x - Q_{s,z}(x)|^p for each cell c = (step, branch),  z = argmin_z sum_c E_c |x - Q_{s_c,z}(x)|^p
 
-so a layer divides its input by s_c, rounds it on one grid, and needs no weights that depend on time.
+so a layer divides its input by s_c, rounds it on one grid, and needs no weights that depend on time. Steps of one range
+of time may share a cell (TQ-DiT's time groups; quant.ranges says which).
 """
 
 from __future__ import annotations
@@ -21,22 +22,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from quant.clock import BRANCHES, COND, UNCOND
 from quant.errors import CalibrationError
-from quant.observe import Histogram, percentile_ends
+from quant.observe import Histogram
 from quant.recipe import FLOAT_BITS, Activations
+from quant.temporal.cells import Cells, best_zero_point, least_errors, shares_of
 
 PUBLISHED_POWER = 2.4
 """p of TFMQ-DM's range search."""
 CLIP_RATIOS = tuple(1.0 - 0.01 * step for step in range(80))
 _TINY = torch.finfo(torch.float32).tiny
-_SHARES = tuple(1.12 - 0.015 * step for step in range(72))
-"""Of the scale that covers all of a cell to half a step: candidates for its own."""
 
 Cell = tuple[int, int]
 """Slot and branch."""
@@ -93,7 +92,11 @@ def round_set(points: Tensor, scales: Tensor, zero_points: Tensor, high: int) ->
 
 
 def time_grids(
-    each: Mapping[Cell, Histogram], total: Histogram, slots: int, activations: Activations
+    each: Mapping[Cell, Histogram],
+    total: Histogram,
+    slots: int,
+    activations: Activations,
+    ranges: Sequence[Sequence[int]] = (),
 ) -> tuple[Tensor, int]:
     """Scales for each slot and branch, and the one zero point that goes with all of them.
 
@@ -108,22 +111,43 @@ def time_grids(
         total: all that was seen.
         slots: number of rows of the result.
         activations: bits and range; whether steps and branches have scales of their own ("each") or share one.
+        ranges: the slots of each range of time, where `activations.steps` is "ranges": those share a scale.
 
     Returns:
         scales [slots, BRANCHES] float32, and the zero point.
 
     Raises:
         CalibrationError: nothing but zeros was seen, or the activations are to stay float.
-        ValueError: a cell names a slot that is not there.
+        ValueError: a cell names a slot that is not there, or the ranges do not have each slot once.
     """
     _check(each, slots, activations)
-    shared = activations.steps == "shared"
-    layout = _laid_out(_without_steps(each) if shared else each, total, 1 if shared else slots, activations)
-    cells = _Cells.of(layout.histograms, activations)
-    shares = _SHARES if activations.range == "mse" else (1.0,)
-    zero_point = _zero_point(cells.take(sorted(layout.counted)), shares)
-    scales = _least(cells, zero_point, shares)[1][layout.table]
-    return scales.expand(slots, BRANCHES).contiguous(), zero_point
+    groups = groups_of(slots, activations, ranges)
+    layout = _laid_out(_merged(each, groups), total, len(groups), activations)
+    cells = Cells.of(layout.histograms, activations)
+    shares = shares_of(activations)
+    zero_point = best_zero_point(cells.take(sorted(layout.counted)), shares)
+    scales = least_errors(cells, zero_point, shares)[1][layout.table]
+    table = torch.empty(slots, BRANCHES)
+    for group, own in enumerate(groups):
+        table[list(own)] = scales[group]
+    return table, zero_point
+
+
+def groups_of(slots: int, activations: Activations, ranges: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The slots that share a scale.
+
+    Raises:
+        ValueError: the ranges do not have each slot once.
+    """
+    ways: dict[str, list[Sequence[int]]] = {
+        "shared": [range(slots)],
+        "each": [[slot] for slot in range(slots)],
+        "ranges": [own for own in ranges if own],
+    }
+    groups = ways[activations.steps]
+    if sorted(slot for own in groups for slot in own) != list(range(slots)):
+        raise ValueError(f"ranges must have each of {slots} slots once, got {groups}")
+    return groups
 
 
 def union(histograms: Iterable[Histogram]) -> Histogram:
@@ -142,9 +166,15 @@ def _check(each: Mapping[Cell, Histogram], slots: int, activations: Activations)
         raise ValueError(f"cells must be (slot below {slots}, branch below {BRANCHES}), got {strange[:5]}")
 
 
-def _without_steps(each: Mapping[Cell, Histogram]) -> dict[Cell, Histogram]:
-    branches = sorted({branch for _, branch in each})
-    return {(0, own): union(seen for (_, branch), seen in each.items() if branch == own) for own in branches}
+def _merged(each: Mapping[Cell, Histogram], groups: Sequence[Sequence[int]]) -> dict[Cell, Histogram]:
+    """What was seen in each group and branch."""
+    found = {}
+    for group, own in enumerate(groups):
+        for branch in range(BRANCHES):
+            seen = [each[slot, branch] for slot in own if (slot, branch) in each]
+            if seen:
+                found[group, branch] = seen[0] if len(seen) == 1 else union(seen)
+    return found
 
 
 @dataclass(slots=True)
@@ -189,106 +219,3 @@ def _laid_out(each: Mapping[Cell, Histogram], total: Histogram, slots: int, acti
             layout.counted.add(place)
     layout.counted = (layout.counted - {0}) or {0}
     return layout
-
-
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Several histograms side by side.
-
-    Attributes:
-        centres, weights: [cells, bins] float32, middle and share of each bin that holds something; padded with zeros.
-        low, top: [cells] float32, the ends that a grid without clipping spans; low <= 0 <= top.
-        high: the grid's largest integer.
-        power: p of the error.
-    """
-
-    centres: Tensor
-    weights: Tensor
-    low: Tensor
-    top: Tensor
-    high: int
-    power: float
-
-    @classmethod
-    def of(cls, histograms: Sequence[Histogram], activations: Activations) -> _Cells:
-        """The cells of some histograms."""
-        filled = [histogram.counts > 0 for histogram in histograms]
-        centres = torch.zeros(len(histograms), max(int(bins.sum()) for bins in filled))
-        weights = torch.zeros_like(centres)
-        for row, (histogram, bins) in enumerate(zip(histograms, filled, strict=True)):
-            centres[row, : bins.sum()] = torch.from_numpy(histogram.centres[bins]).float()
-            weights[row, : bins.sum()] = torch.from_numpy(histogram.counts[bins] / histogram.total).float()
-        ends = torch.tensor([_ends(histogram, activations) for histogram in histograms], dtype=torch.float32)
-        return cls(centres, weights, ends[:, 0], ends[:, 1], (1 << activations.bits) - 1, activations.power)
-
-    def take(self, index: list[int]) -> _Cells:
-        """Some of the cells."""
-        low, top = self.low[index], self.top[index]
-        return _Cells(self.centres[index], self.weights[index], low, top, self.high, self.power)
-
-    def covering(self, zero_point: int) -> Tensor:
-        """[cells] the smallest scales at which no end is further than half a step from the grid."""
-        return torch.maximum(-self.low / (zero_point + 0.5), self.top / (self.high - zero_point + 0.5))
-
-    def errors(self, scales: Tensor, zero_point: int) -> Tensor:
-        """[cells] mean of |x - Q(x)|**power."""
-        steps = self.centres / scales[:, None]
-        missed = steps.round().clamp_(-zero_point, self.high - zero_point).sub_(steps).abs_()
-        missed = missed.square_() if self.power == 2.0 else missed.pow_(self.power)
-        return missed.mul_(self.weights).sum(1) * scales**self.power
-
-
-def _ends(histogram: Histogram, activations: Activations) -> tuple[float, float]:
-    low, top = histogram.low, histogram.high
-    if activations.range == "percentile":
-        low, top = percentile_ends(histogram, activations.percentile)
-    if min(low, 0.0) == max(top, 0.0):  # all between the percentiles is zero: nothing can be left out
-        low, top = histogram.low, histogram.high
-    return min(low, 0.0), max(top, 0.0)
-
-
-def _least(cells: _Cells, zero_point: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """[cells] least error, and the scale that has it, the larger one on a tie."""
-    full = cells.covering(zero_point)
-    best, least = full, torch.full_like(full, math.inf)
-    for share in shares:
-        error = cells.errors(full * share, zero_point)
-        best = torch.where(error < least, full * share, best)
-        least = torch.minimum(error, least)
-    return least, best
-
-
-def _zero_point(cells: _Cells, shares: Sequence[float]) -> int:
-    """The zero point of least total error: a coarse look everywhere, steps that halve around the best, a close look."""
-    if not bool((cells.low < 0).any()):
-        return 0
-    if not bool((cells.top > 0).any()):
-        return cells.high
-    totals: dict[int, float] = {}
-
-    def error(zero_point: int) -> float:
-        if zero_point not in totals:
-            totals[zero_point] = _total(cells, zero_point, shares[::8])
-        return totals[zero_point]
-
-    coarse = _coarse(cells.high)
-    best = min(coarse, key=error)
-    stride = max(after - before for before, after in pairwise(coarse)) // 2
-    while stride >= 1:
-        around = (best, max(0, best - stride), min(cells.high, best + stride))
-        best = min(around, key=error)
-        stride //= 2
-    finalists = sorted(totals, key=error)[:4]
-    return min(finalists, key=lambda zero_point: _total(cells, zero_point, shares[::2]))
-
-
-def _total(cells: _Cells, zero_point: int, shares: Sequence[float]) -> float:
-    return float(_least(cells, zero_point, shares)[0].double().sum())
-
-
-def _coarse(high: int) -> list[int]:
-    """Zero points to look at first: all of a small grid, else closer together towards the ends."""
-    if high <= 31:
-        return list(range(high + 1))
-    half = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
-    return sorted({place for value in half if value <= high for place in (value, high - value)})

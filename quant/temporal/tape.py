@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from quant.nesting import tensors_of as tensors_of  # whoever makes tapes takes values apart in the same way
 
 Apply = Callable[..., Tensor]
 """`apply(name, leaf, *arguments, **keywords)`: runs a leaf in somebody's own way."""
@@ -81,18 +83,6 @@ class Tape(NamedTuple):
                 result = function(*own, **named)
             values.update(zip(outputs, tensors_of(result), strict=True))
         return results
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a value, however nested in mappings, lists and tuples, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_of(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_of(part)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halftone.plots import Picture, plot_samples, plot_temporal, plot_trajectory
+from halftone.evaluation_files import LETTERS
+from halftone.plots import Picture, plot_guidance, plot_samples, plot_temporal, plot_trajectory
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -54,3 +55,16 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
         plot_temporal(tmp_path / name, series, series, {"profile 0": [0.5]})
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert len({tuple(pixel) for pixel in pixels(tmp_path / "a.png").reshape(-1, 3)}) > 50
+
+
+def test_a_plan_is_bars_as_high_as_errors_in_the_colour_of_what_runs(tmp_path: Path) -> None:
+    def bars(letters: str, deviations: list[float], colour: tuple[int, int, int]) -> float:
+        plot_guidance(tmp_path / "a.png", {"w4-cfg": (letters, deviations)}, LETTERS)
+        return share(tmp_path / "a.png", colour)
+
+    both, reuse = (0x1F, 0x6F, 0xB4), (0x2F, 0x8F, 0x5B)
+    assert bars("BRRB", [0.0, 0.02, 0.02, 0.0], reuse) > 20 * bars("BRRB", [0.0, 0.02, 0.02, 0.0], both)
+    assert bars("BRRB", [0.0, 0.02, 0.02, 0.0], reuse) > 1.8 * bars("BRRB", [0.0, 0.02, 0.001, 0.0], reuse)
+    plans = {"one": ("BRN", [0.0, 0.1, 0.2]), "other": ("BSN", [0.0, 0.0, 0.0])}
+    plot_guidance(tmp_path / "b.png", plans, LETTERS)
+    assert pixels(tmp_path / "b.png").shape[0] > 1.3 * pixels(tmp_path / "a.png").shape[0]

@@ -11,7 +11,7 @@ from jobs.manifest import Manifest
 from jobs.profile import Defaults, ProfileCard
 from pipelines.features import steps_of, temporal_features
 from pipelines.load import load_components, load_denoiser
-from pipelines.quantized import Order, quantize_folder
+from pipelines.quantized import QuantizationOrder, quantize_folder
 from pipelines.temporal import compare_features
 from pipelines.tiny import save_tiny
 
@@ -20,7 +20,7 @@ DEFAULTS = Defaults(width=32, height=32, num_inference_steps=3, guidance_scale=4
 
 def card(folder: Path, name: str, root: Path) -> ProfileCard:
     out = root / name
-    quantize_folder(Order(folder, out, quant.load_recipe(name).fast(), ["a b"], DEFAULTS))
+    quantize_folder(QuantizationOrder(folder, out, quant.load_recipe(name).fast(), ["a b"], DEFAULTS))
     return Manifest.read(out / "manifest.json").card(out)
 
 

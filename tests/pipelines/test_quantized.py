@@ -19,8 +19,7 @@ from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import Order as BuildOrder
-from pipelines.quantized import QuantizedDenoiser, load_quantized, quantize_folder
+from pipelines.quantized import QuantizationOrder, QuantizedDenoiser, load_quantized, quantize_folder
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
 
@@ -30,7 +29,7 @@ ORDER = Order(prompt="a b", negative_prompt="", width=32, height=32, steps=3, gu
 
 def build(family: str, root: Path) -> Path:
     folder = save_tiny(family, root / family)
-    order = BuildOrder(folder, root / "artifact", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
+    order = QuantizationOrder(folder, root / "artifact", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
     return quantize_folder(order).parent.parent
 
 
@@ -109,7 +108,7 @@ def test_rows_of_several_times_and_texts_share_a_call(unet: Path) -> None:
 
 def test_artifacts_are_deterministic_and_say_how_they_were_made(unet: Path, tmp_path: Path) -> None:
     folder, told = unet / "stable-diffusion", []
-    order = BuildOrder(folder, tmp_path / "again", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
+    order = QuantizationOrder(folder, tmp_path / "again", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
     path = quantize_folder(order, lambda *now: told.append(now))
     assert (path.parent / "denoiser.safetensors").read_bytes() == (
         unet / "artifact" / "denoiser.safetensors"
@@ -188,7 +187,7 @@ def small_tfmq() -> quant.Recipe:
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny("stable-diffusion", tmp_path / "model")
-    whole = BuildOrder(folder, tmp_path / "whole", small_tfmq(), ["a b"], DEFAULTS)
+    whole = QuantizationOrder(folder, tmp_path / "whole", small_tfmq(), ["a b"], DEFAULTS)
     quantize_folder(whole)
     save, saved = quant.Stages.save, list[str]()
 
@@ -224,7 +223,7 @@ def test_weights_of_nan_leave_nothing_behind(tmp_path: Path) -> None:
     tensors["mid_block.resnets.0.conv1.weight"][0] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(quant.QuantError, match="NaN or infinity"):
-        quantize_folder(BuildOrder(folder, tmp_path / "made", small_tfmq(), ["a b"], DEFAULTS))
+        quantize_folder(QuantizationOrder(folder, tmp_path / "made", small_tfmq(), ["a b"], DEFAULTS))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
@@ -232,7 +231,7 @@ def test_weights_of_nan_leave_nothing_behind(tmp_path: Path) -> None:
 def test_steps_that_no_table_knows_are_served_and_counted(backend: str, tmp_path: Path) -> None:
     folder = save_tiny("stable-diffusion", tmp_path / "model")
     recipe = quant.load_recipe("tfmq-w4a8-cache").fast()
-    quantize_folder(BuildOrder(folder, tmp_path / "artifact", recipe, ["a b"], DEFAULTS))
+    quantize_folder(QuantizationOrder(folder, tmp_path / "artifact", recipe, ["a b"], DEFAULTS))
     card = Manifest.read(tmp_path / "artifact" / "manifest.json").card(tmp_path / "artifact")
     components = load_components(folder)
     denoiser = load_quantized(card, components, quant.Options(tmp_path / "cache", threads=1), backend=backend)
@@ -240,3 +239,18 @@ def test_steps_that_no_table_knows_are_served_and_counted(backend: str, tmp_path
     assert denoiser.fallbacks == 0
     Session(components, replace(ORDER, steps=7), DirectSeams(denoiser)).draw()
     assert denoiser.fallbacks > 0
+
+
+def test_a_rotated_artifact_is_served_by_both_backends(tmp_path: Path) -> None:
+    folder, text = save_tiny("pixart-sigma", tmp_path / "model"), quant.load_recipe("w8a8").model_dump()
+    changes = {"rotation": {"method": "hadamard", "block": 16}, "smoothing": {"method": "search"}}
+    recipe = quant.Recipe.model_validate({**text, "name": "turned", **changes})
+    quantize_folder(QuantizationOrder(folder, tmp_path / "artifact", recipe, ["a b", "c"], DEFAULTS))
+    card = Manifest.read(tmp_path / "artifact" / "manifest.json").card(tmp_path / "artifact")
+    components, means = load_components(folder), quant.Options(tmp_path / "cache", threads=1)
+    manifest, (truth, calls) = quant.read_manifest(tmp_path / "artifact"), calls_of(components)
+    assert manifest.rotation is not None
+    assert {"online", "folded"} <= {layer.rotation for layer in manifest.rotation.layers}
+    assert manifest.transforms
+    for backend in quant.BACKENDS:
+        assert 1e-4 < errors_of(load_quantized(card, components, means, backend=backend), truth, calls) < 0.05

@@ -1,10 +1,11 @@
-"""A small denoiser of two residual blocks and an attention block around a skip connection, and calls of it."""
+"""A small denoiser of two residual blocks and an attention block around a skip connection, calls of it, and a UNet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -81,6 +82,21 @@ def make_block_net() -> BlockNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BlockNet().eval()
+
+
+def make_unet() -> nn.Module:
+    """A UNet of diffusers with attention in its outer blocks and skip connections of several widths."""
+    unet: nn.Module = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    return unet.eval()
 
 
 def call_at(step: int, seed: int = 0, rows: int = ROWS) -> quant.Call:

@@ -114,6 +114,14 @@ def test_tensors_must_fit_exactly(copy: Path, empty: Callable[[], nn.Module]) ->
         assert fault in str(caught.value)
 
 
+def test_a_grid_for_each_step_without_bits_is_refused(copy: Path, empty: Callable[[], nn.Module]) -> None:
+    manifest = quant.read_manifest(copy)
+    broken = manifest.forms["time"].model_copy(update={"kind": "stepwise", "input_bits": None, "slots": 2})
+    manifest = manifest.model_copy(update={"forms": {**manifest.forms, "time": broken}})
+    with pytest.raises(quant.ArtifactError, match="a grid for each step of time, but does not say of how many bits"):
+        quant.load_into(empty(), copy, manifest)
+
+
 def test_truncated_tensors_and_other_structures_are_refused(copy: Path, empty: Callable[[], nn.Module]) -> None:
     manifest = quant.read_manifest(copy)
     with pytest.raises(quant.ArtifactError, match="quantizes down, which the model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ import quant
 from quant.backends import convert
 from quant.backends import openvino as engine
 from quant.backends.call import Executable, nested
+from quant.backends.reference import ReferenceExecutable
+from quant.clock import MomentHolder
 
 Artifact = tuple[Path, quant.Manifest]
 Make = Callable[..., quant.Call]
@@ -129,6 +132,32 @@ def test_the_torch_copy_is_let_go(
     executable.run(call(1))
     gc.collect()
     assert [reference() for reference in made] == [None]
+
+
+class Timely(nn.Module):
+    """Adds the slot of its rows' moment, read twice with a pause between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder = MomentHolder()
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        first = self.holder.now.slot
+        time.sleep(0.01)
+        return sample + first + self.holder.now.slot
+
+
+def test_concurrent_calls_of_the_reference_keep_their_moments() -> None:
+    executable = ReferenceExecutable(Timely())
+
+    def answer(slot: int) -> float:
+        rows = {"sample": torch.zeros(1)}
+        where, one = torch.tensor([slot]), torch.ones(1, dtype=torch.int64)
+        now = quant.Moment(where, one, where, one.bool())
+        return float(executable.run(quant.timed(quant.Call(rows, quant.StepClock.unknown(1)), now)))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, range(8))) == [2.0 * slot for slot in range(8)]
 
 
 @pytest.mark.parametrize("name", quant.BACKENDS)

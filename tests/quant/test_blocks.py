@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 import quant
 from quant.blocks import find_units
 from quant.layers import quantizable_layers
-from tests.quant.blocknet import call_at, make_block_net
+from tests.quant.blocknet import call_at, make_block_net, make_unet
 
 
 def names(module: nn.Module, call: quant.Call, grain: str = "block", skip: tuple[str, ...] = ()) -> dict[str, int]:
@@ -71,16 +71,7 @@ def test_siblings_of_one_class_are_blocks_and_what_never_runs_is_none() -> None:
 
 
 def test_a_unet_of_diffusers() -> None:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
+    unet = make_unet()
     call = quant.Call(
         {
             "sample": torch.randn(1, 4, 8, 8),

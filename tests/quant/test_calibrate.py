@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import quant
-from quant.calibrate import calibrate, slots_of
+from quant.calibrate import calibrate
 from quant.observe import Histogram
 from quant.samples import SampleWish
+from quant.slots import slots_of
 
 Run = Callable[[Callable[[quant.Call], Tensor]], None]
 

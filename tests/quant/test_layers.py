@@ -13,10 +13,10 @@ from quant.layers import (
     FloatLayer,
     InputGrid,
     QuantizedLayer,
+    SplitLayer,
     as_float_layer,
     bind,
     empty_like,
-    first_tensor,
     parts_of,
     quantizable_layers,
     replace_layers,
@@ -100,6 +100,7 @@ def test_parts_of_the_input_have_grids_of_their_own(layer: FloatLayer) -> None:
     dim = -1 if isinstance(layer, nn.Linear) else 1
     large = torch.cat([x.narrow(dim, 0, 4), 100 * x.narrow(dim, 4, 3)], dim)
     split = empty_like(layer, InputGrid(8), sizes=(4, 3))
+    assert isinstance(split, SplitLayer)
     for part, weight, scale in zip(parts_of(split), torch.split(layer.weight, [4, 3], 1), (0.04, 4.0), strict=True):
         of_weight = weight_scales(weight, 8, "max")
         part.set_weight(to_integers(weight, of_weight, 8), of_weight, None)
@@ -112,6 +113,42 @@ def test_parts_of_the_input_have_grids_of_their_own(layer: FloatLayer) -> None:
         empty_like(layer, InputGrid(8), sizes=(4, 4))
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv2d(6, 5, 3, padding=1), nn.Linear(7, 5, bias=False)])
+def test_tokens_are_integers_of_scales_of_their_own(layer: FloatLayer, bits: int) -> None:
+    torch.manual_seed(0)
+    fast = empty_like(layer.requires_grad_(False), InputGrid(bits, grain="token"), "cpu")
+    assert isinstance(fast, QuantizedLayer)
+    scales = weight_scales(layer.weight, 8, "max")
+    fast.set_weight(to_integers(layer.weight, scales, 8), scales, layer.bias)
+    fast.set_zero_point(2 ** (bits - 1))
+    linear, middle = isinstance(layer, nn.Linear), 2 ** (bits - 1) - 1
+    x = torch.randn(3, 4, 7) if linear else torch.randn(3, 6, 5, 5)
+    x[1] *= 50
+    x[2] = 0.0
+    dims = (-1,) if linear else (1, 2, 3)
+    above, below = x.double().amax(dims, keepdim=True) / middle, -x.double().amin(dims, keepdim=True) / (middle + 1)
+    steps = torch.maximum(above, below)
+    integers = torch.where(steps > 0, x.double() / steps.clamp(min=1e-300), 0.0).round()
+    weight = fast.integers.double()
+    products = functional.linear(integers, weight) if linear else functional.conv2d(integers, weight, padding=1)
+    along = (-1,) if linear else (-1, 1, 1)
+    expected = products * steps * fast.scales.double().view(along)
+    if layer.bias is not None:
+        expected = expected + layer.bias.double().view(along)
+    torch.testing.assert_close(fast(x).double(), expected, rtol=1e-4, atol=1e-4)
+    assert dict(fast.named_buffers()).keys() <= {"integers", "scales", "bias", "input_zero_point"}  # no scale of inputs
+
+
+def test_weights_with_zero_points() -> None:
+    fast = empty_like(nn.Linear(3, 2), InputGrid(None), "cpu")
+    assert isinstance(fast, QuantizedLayer)
+    integers = torch.tensor([[-128, 0, 127], [5, 6, 7]], dtype=torch.int8)
+    fast.set_weight(integers, torch.tensor([0.5, 2.0]), None)
+    fast.zero_points = torch.tensor([-128, 6], dtype=torch.int8)
+    assert fast.weight.tolist() == [[0.0, 64.0, 127.5], [-2.0, 0.0, 2.0]]
+
+
 def test_float_inputs_are_left_as_they_are() -> None:
     layer = nn.Linear(4, 4).requires_grad_(False)
     fresh = empty_like(layer, InputGrid(None))
@@ -120,6 +157,11 @@ def test_float_inputs_are_left_as_they_are() -> None:
     fresh.set_weight(to_integers(layer.weight, scales, 8), scales, layer.bias)
     x = torch.randn(3, 4)
     assert torch.equal(fresh(x), functional.linear(x, fresh.weight, layer.bias))
+
+
+def test_a_layer_without_an_operation_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        QuantizedLayer((2, 2), False, InputGrid(None), "cpu")  # type: ignore[abstract]
 
 
 def test_weights_read_back_in_float() -> None:
@@ -160,11 +202,3 @@ class Doubled(nn.Linear):
 )
 def test_what_has_no_quantized_form_is_left_alone(layer: nn.Module) -> None:
     assert as_float_layer(layer) is None
-
-
-def test_the_tensor_of_an_output() -> None:
-    tensor = torch.ones(2)
-    for output in (tensor, (tensor, 3), [tensor], {"sample": tensor}):
-        assert first_tensor(output) is tensor
-    with pytest.raises(TypeError, match="must return a tensor first, not str"):
-        first_tensor("sample")

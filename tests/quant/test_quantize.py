@@ -82,3 +82,69 @@ def test_inputs_that_were_always_zero_leave_the_layer_float(recipe: quant.Recipe
     statistics = quant.calibrate(module, lambda answer: answer(zeros))
     report = quant.quantize_(module, recipe, statistics).report
     assert report.kept() == {"layer": "its input was always zero while calibrating"}
+
+
+class _Turning(nn.Module):
+    """[B, 4, 3] to the same; three of its layers see tokens lead, not rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Linear(3, 3)
+        self.turned = nn.ModuleList([nn.Linear(3, 3) for _ in range(6)])
+
+    def forward(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        turned = sample.transpose(0, 1) * time[:, None] / 1000
+        out: torch.Tensor = self.plain(sample) + sum(layer(turned) for layer in self.turned).transpose(0, 1)
+        return out
+
+
+def _turning(recipe: quant.Recipe, timed: bool = True) -> quant.Report:
+    torch.manual_seed(0)
+    module, roles = _Turning().eval(), {"time": "time" if timed else "constant"}
+
+    def run(answer: Callable[[quant.Call], torch.Tensor]) -> None:
+        for step, time in enumerate((900, 500)):
+            clock = quant.StepClock(*(torch.full((6,), value) for value in (step, 2, step)))
+            rows = {"sample": torch.randn(6, 4, 3), "time": torch.full((6,), time)}
+            answer(quant.Call(rows, clock, roles=roles))  # type: ignore[arg-type]
+
+    return quant.quantize_(module, recipe, quant.calibrate_for(module, run, recipe)).report
+
+
+@pytest.mark.parametrize("own", [("step", "branch"), ("step",), ("branch",)])
+def test_the_report_says_which_scales_follow_time_and_which_do_not(own: tuple[str, ...]) -> None:
+    ways = {"steps": "each" if "step" in own else "shared", "branches": "each" if "branch" in own else "shared"}
+    report = _turning(quant.Recipe.model_validate({"name": "x", "activations": ways}))
+    schemes = {layer.name: layer.scheme for layer in report.layers}
+    still = [f"turned.{index}" for index in range(6)]
+    assert schemes.pop("plain") == " and ".join(["s8 per channel, u8 per tensor", *own])
+    assert schemes == dict.fromkeys(still, "s8 per channel, u8 per tensor")
+    assert report.notes == (
+        "layers with one input scale for all times, although the recipe asks for more: "
+        f"6 ({', '.join(still[:5])} and 1 more); the first dimension of their inputs is not the call's rows",
+    )
+
+
+def test_without_a_timestep_no_scale_follows_it() -> None:
+    report = _turning(quant.Recipe.model_validate({"name": "x", "activations": {"steps": "each"}}), timed=False)
+    assert {layer.scheme for layer in report.layers} == {"s8 per channel, u8 per tensor"}
+    assert any("(plain); no argument is a timestep" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_nothing_is_noted_where_no_scale_is_to_follow_time(bits: int) -> None:
+    ways = {"bits": bits, "steps": "each" if bits == 32 else "shared"}
+    report = _turning(quant.Recipe.model_validate({"name": "x", "activations": ways}))
+    text = "s8 per channel, float inputs" if bits == 32 else "s8 per channel, u8 per tensor"
+    assert {layer.scheme for layer in report.layers} == {text}
+    assert report.notes == ()
+
+
+def test_the_report_notes_what_reconstruction_came_to() -> None:
+    rounding = {"method": "adaround", "iterations": 3, "samples": 12, "grain": "layer"}
+    report = _turning(quant.Recipe.model_validate({"name": "x", "rounding": rounding}))
+    learned, left = report.notes
+    assert learned.startswith("units that were reconstructed: 1; relative errors left in their outputs: ")
+    assert learned.endswith(" at most, of plain")
+    assert left.startswith("units that were not reconstructed: 6 (turned.0: its arguments or outputs cannot be cut")
+    assert left.endswith(" and 1 more)")

@@ -49,8 +49,11 @@ def test_better_than_nearest(grain: str, splits: dict[str, tuple[int, ...]]) -> 
     plain, learned = nearest(net, splits=splits), nearest(net, splits=splits)
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     rounding = QUICK.model_copy(update={"iterations": 200, "learning_rate": 0.1, "grain": grain})
-    losses = reconstruct(net, learned, samples_of(net), rounding)
-    assert list(losses) == UNITS if grain == "block" else len(losses) == 11
+    found = reconstruct(net, learned, samples_of(net), rounding)
+    assert list(found.learned) == UNITS if grain == "block" else len(found.learned) == 11
+    assert not found.left
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith(f"units that were reconstructed: {len(found.learned)}; relative errors left in")
     assert output_error(net, learned) < 0.9 * output_error(net, plain)
     steps = torch.cat([(a.int() - b.int()).flatten() for a, b in zip(integers(learned), integers(plain), strict=True)])
     assert steps.abs().max() == 1
@@ -62,7 +65,7 @@ def test_better_than_nearest(grain: str, splits: dict[str, tuple[int, ...]]) -> 
 def test_losses_are_of_what_is_left_there() -> None:
     net = make_block_net()
     quantized, samples = nearest(net), samples_of(net)
-    losses = reconstruct(net, quantized, samples, QUICK)
+    found = reconstruct(net, quantized, samples, QUICK).learned["blocks.0"]
     (call,) = samples.calls
     outputs: list[Tensor] = []
     handle = net.blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -71,7 +74,9 @@ def test_losses_are_of_what_is_left_there() -> None:
         replace_layers(net, quantized)
         call_module(net, call)
     handle.remove()
-    assert losses["blocks.0"] == pytest.approx(float((outputs[0] - outputs[1]).square().sum(1).mean()), rel=1e-4)
+    assert found.loss == pytest.approx(float((outputs[0] - outputs[1]).square().sum(1).mean()), rel=1e-4)
+    assert found.power == pytest.approx(float(outputs[0].square().sum(1).mean()), rel=1e-4)
+    assert found.relative == pytest.approx(quant.relative_error(outputs[1], outputs[0]), rel=0.2)
 
 
 def test_the_seed_decides_the_bytes() -> None:
@@ -122,6 +127,70 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, killed_at: int) 
     assert all("forward" not in part.__dict__ for part in net.modules())
 
 
+@pytest.mark.parametrize("what", ["weights", "scales"])
+@pytest.mark.parametrize("fault", ["far", "shape", "missing", "wide"])
+def test_stages_of_other_layers_are_done_again(
+    tmp_path: Path, what: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, rounding = make_block_net(), QUICK.model_copy(update={"activation_iterations": 20})
+    whole, resumed = nearest(net, inputs=True), nearest(net, inputs=True)
+    expected = reconstruct(net, whole, samples_of(net), rounding, stages=Stages(tmp_path, "k"))
+    stage = f"{what}.blocks.0"
+    good, stored = Stages(tmp_path, "k").load(stage), Stages(tmp_path, "k").load(stage)
+    assert good is not None and stored is not None  # for mypy
+    name = "integers.blocks.0.conv1.0"
+    if fault == "far":
+        stored[name] = stored[name].flip(0)
+    elif fault == "shape":
+        stored[name] = stored[name].flatten()
+    elif fault == "missing":
+        del stored[name]
+    else:  # as if made for more bits
+        stored[name] = (stored[name].int() * 16).clamp(-127, 127).to(torch.int8)
+    Stages(tmp_path, "k").save(stage, stored, 1.0)
+    with caplog.at_level(logging.WARNING):
+        found = reconstruct(net, resumed, samples_of(net), rounding, stages=Stages(tmp_path, "k"))
+    assert f"the stage {stage} is of other layers and done again: {name} " in caplog.text
+    assert len(caplog.records) == 1
+    assert found == expected
+    assert equal(integers(whole), integers(resumed))
+    assert equal(scales(whole), scales(resumed))
+    again = Stages(tmp_path, "k").load(stage)
+    assert again is not None and again.keys() == good.keys()
+    assert all(torch.equal(again[name], good[name]) for name in good)
+
+
+def test_stages_hold_no_integers_out_of_range_and_no_broken_scales(tmp_path: Path) -> None:
+    net, rounding = make_block_net(), QUICK.model_copy(update={"activation_iterations": 5})
+    whole = nearest(net, inputs=True)
+    expected = reconstruct(net, whole, samples_of(net), rounding, stages=Stages(tmp_path, "k"))
+    weights, learned = (Stages(tmp_path, "k").load(f"{what}.middle") for what in ("weights", "scales"))
+    assert weights is not None and learned is not None  # for mypy
+    plain = parts_of(nearest(net)["middle"])[0].integers
+    assert int(plain.max()) == 7
+    weights["integers.middle.0"] = (plain + (plain == 7)).to(torch.int8)  # one more than nearest, but no 4-bit integer
+    learned["input_scale.middle.0"] = -learned["input_scale.middle.0"]
+    Stages(tmp_path, "k").save("weights.middle", weights, 1.0)
+    Stages(tmp_path, "k").save("scales.middle", learned, 1.0)
+    resumed = nearest(net, inputs=True)
+    assert reconstruct(net, resumed, samples_of(net), rounding, stages=Stages(tmp_path, "k")) == expected
+    assert equal(integers(whole), integers(resumed))
+    assert equal(scales(whole), scales(resumed))
+
+
+def test_rows_without_room_in_memory_are_told_also_when_resumed(tmp_path: Path) -> None:
+    net = make_block_net()
+    made = [
+        reconstruct(net, nearest(net), samples_of(net), QUICK, stages=Stages(tmp_path, "k"), memory_bytes=20_000)
+        for _ in range(2)
+    ]
+    missed = {name: unit.missed for name, unit in made[0].learned.items()}
+    assert missed == {"embed": 0, "blocks.0": 48, "attentions.0": 48, "middle": 48, "blocks.1": 48}  # of 60
+    told = "blocks.0: 48, attentions.0: 48, middle: 48, blocks.1: 48"
+    assert made[0].notes[-1] == f"units that learned without rows that memory had no room for: 4 ({told})"
+    assert made[0] == made[1]
+
+
 def scales(quantized: dict[str, Quantized]) -> list[Tensor]:
     return [
         part.input_scale for layer in quantized.values() for part in parts_of(layer) if part.input_scale is not None
@@ -150,13 +219,13 @@ def test_input_scales_learn_too() -> None:
             assert part.input_scale is not None
             part.input_scale = part.input_scale * 3  # coarse, so that there is something to learn
     reconstruct(net, fixed, samples_of(net), QUICK)
-    losses = reconstruct(net, learned, samples_of(net), QUICK.model_copy(update={"activation_iterations": 60}))
+    found = reconstruct(net, learned, samples_of(net), QUICK.model_copy(update={"activation_iterations": 60}))
     assert equal(integers(fixed), integers(learned))
     ratios = [float(a / b) for a, b in zip(scales(learned), scales(fixed), strict=True)]
     assert len(ratios) == 13
     assert min(ratios) < 0.8
     assert output_error(net, learned) < 0.95 * output_error(net, fixed)
-    assert list(losses) == UNITS
+    assert list(found.learned) == UNITS
     assert all(part.rounds_input for layer in learned.values() for part in parts_of(layer))
 
 
@@ -168,7 +237,7 @@ def test_scales_that_follow_time_are_not_learned() -> None:
     rounding = QUICK.model_copy(update={"activation_iterations": 5})
     with pytest.raises(quant.QuantError, match="follow time are not learned, as middle has"):
         reconstruct(net, quantized, samples_of(net), rounding)
-    assert reconstruct(net, quantized, samples_of(net), QUICK).keys() == set(UNITS)
+    assert reconstruct(net, quantized, samples_of(net), QUICK).learned.keys() == set(UNITS)
 
 
 def test_units_that_have_nothing_to_learn_stay() -> None:
@@ -182,7 +251,7 @@ def test_units_that_have_nothing_to_learn_stay() -> None:
         net.embed.bias.zero_()
     made = nearest_of_zero(net)
     before = [part.clone() for part in integers(made)]
-    assert reconstruct(net, made, samples_of(net), QUICK)["blocks.0.conv1"] == 0.0
+    assert reconstruct(net, made, samples_of(net), QUICK).learned["blocks.0.conv1"].loss == 0.0
     assert equal(before, integers(made))
 
 
@@ -219,15 +288,18 @@ def test_a_unit_that_cannot_be_cut_into_rows_is_told_and_stays(caplog: pytest.Lo
         made[name] = quantized
     call = quant.Call({"sample": torch.randn(6, 4, 3)}, quant.StepClock.unknown(6))
     with caplog.at_level(logging.WARNING):
-        losses = reconstruct(net, made, Samples((call,)), QUICK)
-    assert list(losses) == ["plain"]
-    assert "turned stays as it is, not reconstructed: its arguments or outputs cannot be cut into rows" in caplog.text
+        found = reconstruct(net, made, Samples((call,)), QUICK)
+    assert list(found.learned) == ["plain"]
+    why = "its arguments or outputs cannot be cut into rows"
+    assert found.left == {"turned": why}
+    assert f"units that were not reconstructed: 1 (turned: {why})" in found.notes
+    assert f"turned stays as it is, not reconstructed: {why}" in caplog.text
 
 
 def test_bad_input_is_named() -> None:
     net = make_block_net()
     quantized = nearest(net)
-    assert reconstruct(net, {}, None, QUICK) == {}
+    assert reconstruct(net, {}, None, QUICK).notes == ()
     for samples in (None, Samples(())):
         with pytest.raises(quant.QuantError, match="reconstruction needs samples"):
             reconstruct(net, quantized, samples, QUICK)

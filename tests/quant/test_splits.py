@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 import quant
 from quant.splits import find_splits
-from tests.quant.blocknet import call_at, make_block_net
+from tests.quant.blocknet import call_at, make_block_net, make_unet
 
 
 def call_of(**rows: Tensor) -> quant.Call:
@@ -17,16 +16,7 @@ def call_of(**rows: Tensor) -> quant.Call:
 
 
 def test_skips_of_a_unet() -> None:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
+    unet = make_unet()
     call = call_of(
         sample=torch.randn(2, 4, 8, 8), timestep=torch.tensor([5, 5]), encoder_hidden_states=torch.randn(2, 3, 8)
     )

@@ -32,6 +32,7 @@ class Heavy:
     weights_bytes: int
     backend: str = "torch"
     fallbacks: int = 0
+    guidance: None = None
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)

@@ -1,4 +1,4 @@
-"""`python -m zoo.train [--work FOLDER] [--out FOLDER]`: trains shapes-unet, all stages, resuming whatever is there."""
+"""`python -m zoo.train MODEL [--work FOLDER] [--out FOLDER]`: trains a built-in model; resumes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import argparse
 from pathlib import Path
 
 from zoo.train import assemble, autoencoder, denoiser, latents, text
+from zoo.train.dit import ShapesDiT
+from zoo.train.unet import ShapesUNet
+
+KINDS: dict[str, type[denoiser.Kind]] = {kind.name: kind for kind in (ShapesUNet, ShapesDiT)}
 
 
 def main() -> None:
-    """Run every stage in order; each continues from its checkpoint in the work folder."""
+    """Run every stage in order; each continues from its checkpoint in the work folder. Models share the autoencoder."""
     options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("model", choices=KINDS)
     options.add_argument("--work", type=Path, default=Path("build/zoo"), help="checkpoints and training data")
-    options.add_argument("--out", type=Path, default=Path("zoo/models/shapes-unet"), help="the finished model")
+    options.add_argument("--out", type=Path, help="the finished model; by default zoo/models/MODEL")
     options.add_argument("--steps", type=int, default=denoiser.Plan().steps, help="optimizer steps of the denoiser")
     choice = options.parse_args()
-    vae = autoencoder.train(choice.work / "vae.pt").eval()
-    encoder = text.train(choice.work / "text.pt").eval()
-    data = latents.make(choice.work / "latents.pt", vae)
-    stage = denoiser.train(choice.work / "unet.pt", data, encoder, denoiser.Plan(steps=choice.steps))
-    assemble.write(assemble.pipeline(vae, encoder, stage.average, data.scale), choice.out)
+    kind = KINDS[choice.model]()
+    work, name = choice.work, Path(kind.checkpoint).stem
+    vae = autoencoder.train(work / "vae.pt").eval()
+    encoder = text.train(work / f"text-{name}.pt", kind.language).eval()
+    data = latents.make(work / f"latents-{name}.pt", vae, kind.language)
+    stage = denoiser.train(work / kind.checkpoint, kind, data, encoder, denoiser.Plan(steps=choice.steps))
+    pipe = assemble.pipeline(kind, vae, encoder, stage.average, data.scale)
+    assemble.write(kind, pipe, choice.out or Path("zoo/models") / kind.name)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Stage 3: the denoiser (UNet2DConditionModel) learns to paint captions, in latents. Knows no pixels."""
+"""Stage 3: the denoiser learns to paint captions, in latents. Knows no pixels, and no architecture."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel
+from diffusers import AutoencoderKL, ModelMixin
+from torch import Tensor, nn
 
-from zoo.train import assemble, checkpoint, text, tokenizer
-from zoo.train.autoencoder import LATENT_CHANNELS
+from zoo.train import checkpoint, schedule, text
 from zoo.train.latents import Latents
 
 
@@ -28,28 +27,32 @@ class Plan:
     gamma: float = 5.0
 
 
-def build() -> UNet2DConditionModel:
-    """The untrained denoiser, 8 million parameters: three levels, cross-attention in the upper two."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        layers_per_block=1,
-        block_out_channels=(64, 128, 176),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=text.WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
+class Kind(Protocol):
+    """A model of the zoo: what its recipe does not share with the others'."""
+
+    name: str
+    checkpoint: str
+
+    @property
+    def language(self) -> text.Language:
+        """What its captions are read by."""
+
+    def build(self) -> ModelMixin:
+        """The untrained denoiser."""
+
+    def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
+        """Its output [B, C, H, W] for noisy latents, timesteps [B], text states [B, L, W], and which of them count."""
+
+    def pipeline(self, autoencoder: AutoencoderKL, encoder: nn.Module, model: nn.Module) -> Any:
+        """The trained parts as a diffusers pipeline."""
 
 
 @dataclass(slots=True)
 class Stage:
     """The moving parts of stage 3: the denoiser, its running average, its optimizer, and the step reached."""
 
-    model: UNet2DConditionModel
-    average: UNet2DConditionModel
+    model: ModelMixin
+    average: ModelMixin
     optimizer: torch.optim.AdamW
     step: int
 
@@ -63,10 +66,10 @@ class Stage:
         }
 
 
-def start(path: Path, plan: Plan) -> Stage:
+def start(path: Path, kind: Kind, plan: Plan) -> Stage:
     """A fresh stage, or the one that the checkpoint holds."""
     torch.manual_seed(0)
-    model, average = build(), build()
+    model, average = kind.build(), kind.build()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     state = checkpoint.load(path)
@@ -82,11 +85,11 @@ class Noise:
     """Noised latents and their targets under the pipeline's own schedule (v-prediction, min-SNR weighting)."""
 
     def __init__(self, gamma: float) -> None:
-        self.kept = assemble.scheduler().alphas_cumprod
+        self.kept = schedule.scheduler().alphas_cumprod
         snr = self.kept / (1 - self.kept)
         self.weight = snr.clamp(max=gamma) / (snr + 1) + 1e-3
 
-    def draw(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents, timesteps, targets and loss weights for clean latents [batch, channels, 8, 8]."""
         times = torch.randint(0, len(self.kept), (len(latents),))
         kept = self.kept[times][:, None, None, None]
@@ -96,24 +99,42 @@ class Noise:
         return noisy, times, target, self.weight[times]
 
 
-def captions(data: Latents, rows: torch.Tensor, drop: float, empty: torch.Tensor) -> torch.Tensor:
+def captions(data: Latents, rows: Tensor, drop: float, empty: Tensor) -> Tensor:
     """Tokens of one random wording per row; a share `drop` of them empty, for guidance."""
     wording = torch.randint(0, data.ids.shape[1], rows.shape)
     ids = data.ids[rows, wording].long()
     return torch.where((torch.rand(len(rows)) < drop)[:, None], empty, ids)
 
 
-def step(stage: Stage, plan: Plan, data: Latents, encoder: CLIPTextModel, noise: Noise, empty: torch.Tensor) -> float:
-    """One optimizer step; returns the weighted loss."""
-    rows = torch.randint(0, len(data.latents), (plan.batch,))
-    latents = data.latents[rows].float()
-    with torch.no_grad():
-        states = encoder(captions(data, rows, plan.drop, empty)).last_hidden_state
-    noisy, times, target, weight = noise.draw(latents)
-    guess = stage.model(noisy.contiguous(memory_format=torch.channels_last), times, states).sample
-    loss = ((guess - target).pow(2).mean((1, 2, 3)) * weight).mean()
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What every step of stage 3 draws on."""
+
+    kind: Kind
+    plan: Plan
+    data: Latents
+    encoder: nn.Module
+    noise: Noise
+    empty: Tensor
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """The weighted loss of a random batch."""
+        rows = torch.randint(0, len(self.data.latents), (self.plan.batch,))
+        ids = captions(self.data, rows, self.plan.drop, self.empty)
+        language = self.kind.language
+        with torch.no_grad():
+            states = language.states(self.encoder, ids)
+        noisy, times, target, weight = self.noise.draw(self.data.latents[rows].float())
+        guess = self.kind.guess(model, noisy, times, states, language.knowing(ids))
+        return ((guess - target).pow(2).mean((1, 2, 3)) * weight).mean()
+
+
+def step(stage: Stage, lesson: Lesson) -> float:
+    """One optimizer step; returns the loss."""
+    plan = lesson.plan
+    loss = lesson.loss(stage.model)
     stage.optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
     for group in stage.optimizer.param_groups:
         group["lr"] = checkpoint.learning_rate(stage.step, plan.steps, plan.rate, warm=300)
@@ -125,15 +146,14 @@ def step(stage: Stage, plan: Plan, data: Latents, encoder: CLIPTextModel, noise:
     return float(loss.detach())
 
 
-def train(path: Path, data: Latents, encoder: CLIPTextModel, plan: Plan = Plan(), *, every: int = 250) -> Stage:
+def train(path: Path, kind: Kind, data: Latents, encoder: nn.Module, plan: Plan = Plan(), *, every: int = 250) -> Stage:
     """Run or resume stage 3; the checkpoint at `path` is renewed every `every` steps."""
-    stage = start(path, plan)
-    stage.model.to(memory_format=torch.channels_last)
+    stage = start(path, kind, plan)
     torch.manual_seed(stage.step)
-    noise, empty = Noise(plan.gamma), text.encode_tokens(tokenizer.build(), [""])
+    lesson = Lesson(kind, plan, data, encoder, Noise(plan.gamma), kind.language.tokens([""]))
     began, first, total = time.monotonic(), stage.step, 0.0
     while stage.step < plan.steps:
-        total += step(stage, plan, data, encoder, noise, empty)
+        total += step(stage, lesson)
         if stage.step % every == 0 or stage.step == plan.steps:
             pace = (time.monotonic() - began) / (stage.step - first)
             print(f"denoiser {stage.step}/{plan.steps}: loss {total / every:.5f}, {pace:.3f} s/step", flush=True)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from quant.backends.call import Call
-from quant.errors import QuantError
+from quant.errors import BackendError, QuantError
 from quant.temporal.discover import discover
 from quant.temporal.features import FeatureSource, TemporalPlan, make_plan
 from quant.temporal.program import TemporalProgram
@@ -146,6 +146,10 @@ def test_what_is_kept_is_bounded_and_found_again() -> None:
     many = tiny.call(torch.arange(20, 28).float())
     assert source.moment(many).features is not None
     assert counting.rows[-1] == 8
+    source.close()
+    assert source.bytes == 0
+    with pytest.raises(BackendError, match="was closed"):
+        source.moment(many)
 
 
 def test_tables_answer_without_opening_anything() -> None:

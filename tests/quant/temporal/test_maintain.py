@@ -143,6 +143,12 @@ def test_unknown_timesteps_are_computed_and_counted(backend: str, tmp_path: Path
     assert executable.fallbacks == 2
     executable.run(make_call([601.0, 301.0]))
     assert executable.fallbacks == 2
+    executable.close()
+    assert executable.weights_bytes == 0
+    for times in ([601.0], [555.0]):
+        with pytest.raises(quant.BackendError, match="was closed"):
+            executable.run(make_call(times))
+    assert executable.weights_bytes == 0
 
 
 def test_layers_that_stay_are_nearer_when_reconstructed() -> None:

@@ -155,6 +155,34 @@ def test_who_shares_a_scale() -> None:
     assert len(set(one.flatten().tolist())) == 1
 
 
+def test_steps_of_one_range_share_what_was_seen_at_all_of_them() -> None:
+    each, ways = cells(0, "shifted", slots=4), Activations(steps="ranges", branches="each")
+    total, ranges = union(each.values()), ((3,), (), (0, 2, 1))
+    scales, zero_point = time_grids(each, total, 4, ways, ranges)
+    assert torch.equal(scales[0], scales[1]) and torch.equal(scales[0], scales[2])
+    assert len(set(scales[[0, 3], :2].flatten().tolist())) == 4
+    merged = {(0, branch): union(each[slot, branch] for slot in range(3)) for branch in (UNCOND, COND)}
+    merged |= {(1, branch): each[3, branch] for branch in (UNCOND, COND)}
+    expected, other = time_grids(merged, total, 2, EACH)
+    assert torch.equal(scales, expected[[0, 0, 0, 1]]) and zero_point == other
+
+
+def test_ranges_of_one_step_are_steps_and_one_range_is_all_times() -> None:
+    each, ways = cells(1, "silu"), Activations(steps="ranges", branches="each")
+    total = union(each.values())
+    for ranges, alike in ((((0,), (1,), (2,)), EACH), (((2, 0, 1),), PER_BRANCH)):
+        scales, zero_point = time_grids(each, total, 3, ways, ranges)
+        expected, other = time_grids(each, total, 3, alike)
+        assert torch.equal(scales, expected) and zero_point == other
+
+
+@pytest.mark.parametrize("ranges", [(), ((0, 1),), ((0, 1), (1, 2)), ((0, 1, 2, 3),)])
+def test_ranges_must_have_each_slot_once(ranges: tuple[tuple[int, ...], ...]) -> None:
+    each = cells(0, "normal")
+    with pytest.raises(ValueError, match="each of 3 slots once"):
+        time_grids(each, union(each.values()), 3, Activations(steps="ranges"), ranges)
+
+
 def test_unknown_and_missing_branches_take_the_union_of_their_slot() -> None:
     each = cells(0, "normal")
     del each[1, COND], each[2, UNCOND], each[2, COND]

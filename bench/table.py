@@ -1,0 +1,158 @@
+"""Tables of profiles against float, row by row: what is measured, kept, and told. Knows no method of quantization."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+from torch import Tensor
+
+import quant
+from pipelines import calibrate
+from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.features import temporal_features
+from pipelines.load import Components
+from pipelines.quantized import load_profile
+from zoo.build import Means, card_of, measure, model_defaults, tasks
+
+Found = dict[str, Any]
+"""What was measured of a row."""
+
+Row = TypeVar("Row")
+
+Columns = Mapping[str, tuple[str, str]]
+"""Field of a row to its heading and format."""
+
+
+class Remembered:
+    """The float denoiser, which computes nothing twice: all rows are compared with the same pictures."""
+
+    backend = "torch"
+    fallbacks = 0
+    guidance = None
+
+    def __init__(self, denoiser: TorchDenoiser) -> None:
+        self._denoiser = denoiser
+        self._answers: dict[bytes, Tensor] = {}
+        self.name = denoiser.name
+        self.weights_bytes = denoiser.weights_bytes
+
+    def run(self, call: DenoiserCall) -> Tensor:
+        """The float denoiser's output."""
+        key = hashlib.blake2b(b"".join(_bytes_of(call))).digest()
+        if key not in self._answers:
+            self._answers[key] = self._denoiser.run(call)
+        return self._answers[key].clone()
+
+
+def _bytes_of(call: DenoiserCall) -> Iterator[bytes]:
+    for tensor in (call.sample, call.timestep, *call.inputs.values()):
+        yield tensor.contiguous().numpy().tobytes()
+
+
+class Kept:
+    """Measured rows on disk, so that a stopped run goes on where it was."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def read(self, name: str) -> Found | None:
+        """What was measured under that name; None if nothing was."""
+        file = self._file(name)
+        found: Found | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return found
+
+    def write(self, name: str, found: Found) -> None:
+        """Keeps it, whole or not at all."""
+        file = self._file(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.replace(file)
+
+    def _file(self, name: str) -> Path:
+        return self.work / "rows" / f"{name}.json"
+
+
+def compared(
+    artifact: Path, components: Components, truth: Denoiser, prompts: int, cache: Path, progress: calibrate.Progress
+) -> tuple[Found, Found]:
+    """What an artifact's pictures are against float's, and what float's are against the world."""
+    card = card_of(artifact)
+    denoisers: dict[str, Denoiser] = {"float": truth, card.name: load_profile(card, components, Means(cache))}
+    features = temporal_features(components, [card], tasks(2)[0].prompt, model_defaults(components.folder))
+    found = {one.profile: one for one in measure(components, denoisers, prompts, features, progress)}
+    manifest = quant.read_manifest(artifact)
+    sizes = {"bytes": manifest.weights_bytes, "fallback_bytes": manifest.fallback_bytes}
+    built = {"build_seconds": manifest.build_seconds}
+    return {**sizes, **built, **_numbers(found[card.name].as_json())}, _numbers(found["float"].as_json())
+
+
+def _numbers(found: Found) -> Found:
+    return {name: value for name, value in found.items() if name != "each"}
+
+
+def each_row(rows: Sequence[Row], name: Callable[[Row], str], work: Callable[[Row, calibrate.Progress], None]) -> None:
+    """Does the work of every row under one progress bar."""
+    with Progress() as bar:
+        line, below = bar.add_task("rows", total=len(rows)), bar.add_task("comparing", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(below, description=what, completed=done, total=total)
+
+        for row in rows:
+            bar.update(line, description=name(row))
+            work(row, tell)
+            bar.advance(line)
+
+
+def lines(rows: Sequence[Found], methods: Sequence[str], columns: Columns) -> list[str]:
+    """A Markdown table: a line for each method that has rows, mean and deviation over them."""
+    told = [
+        "| method | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        if mine:
+            cells = [cell([row.get(field) for row in mine], form) for field, (_, form) in columns.items()]
+            told.append(f"| {method} | " + " | ".join(cells) + " |")
+    return told
+
+
+def cell(values: Sequence[float | None], form: str) -> str:
+    """Mean, and deviation where there are several; `-` where nothing was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = format(statistics.fmean(known), form)
+    return f"{mean} ± {statistics.stdev(known):{form}}" if len(known) > 1 else mean
+
+
+def bars(sets: Sequence[tuple[str, list[Found]]], methods: Sequence[str], rivals: Sequence[str], path: Path) -> None:
+    """A picture: bars of PSNR by method, one group for each set of rows; rivals in grey."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(4 * len(sets), 3.6), squeeze=False)
+    for axis, (title, rows) in zip(axes[0], sets, strict=True):
+        shown = [method for method in methods if any(row["method"] == method for row in rows)]
+        values = [statistics.fmean(row["psnr_db"] for row in rows if row["method"] == method) for method in shown]
+        axis.bar(shown, values, color=["#999999" if method in rivals else "#1f77b4" for method in shown])
+        axis.set_title(title, fontsize=9)
+        floor = 5 * (min(values) // 5 - 1)
+        axis.set_ylabel(f"PSNR to float, dB (from {floor:g})")
+        axis.set_ylim(floor, max(values) + 0.1 * (max(values) - floor))
+        axis.set_xticks(range(len(shown)), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        for place, value in enumerate(values):
+            axis.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

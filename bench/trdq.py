@@ -1,0 +1,89 @@
+"""`python -m bench trdq`: what rotation, time ranges and guidance plans are worth, on both built-in models.
+
+Every row is built and measured by itself and kept under build/trdq/, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from bench import trdq_report
+from bench.machine import describe
+from bench.table import Found, Kept, Remembered, compared, each_row
+from bench.trdq_rows import MODELS, Row, rows
+from pipelines import calibrate
+from pipelines.denoiser import TorchDenoiser
+from pipelines.load import Components, load_components, load_denoiser, quiet
+from pipelines.quantized import QuantizationOrder, quantize_folder
+from quant import MANIFEST, read_manifest, reconstruction_key
+from zoo.build import ZOO, calibration_prompts, model_defaults
+
+WORK = Path("build/trdq")
+ITERATIONS = 150
+PROMPTS = 64
+CALIBRATION_PROMPTS = 32
+
+
+def run() -> None:
+    """Build and measure every row that is not there yet, then write the tables."""
+    quiet()
+    kept = Kept(WORK)
+    for model in MODELS:
+        missing = [row for row in rows(ITERATIONS) if row.model == model and kept.read(row.name) is None]
+        if missing:
+            components = load_components(ZOO / "models" / model)
+            truth = Remembered(TorchDenoiser("float", load_denoiser(components)))
+            each_row(missing, lambda row: row.name, partial(_work, kept, components, truth))
+    report(kept)
+
+
+def report(kept: Kept) -> None:
+    """Writes the tables from the rows that are there."""
+    found = [one for row in rows(ITERATIONS) if (one := kept.read(row.name)) is not None]
+    truths = {model: kept.read(f"{model}-float") or {} for model in MODELS}
+    facts = {
+        "iterations": ITERATIONS,
+        "prompts": PROMPTS,
+        "calibration_prompts": CALIBRATION_PROMPTS,
+        "rows": len(rows(ITERATIONS)),
+        "machine": describe(),
+    }
+    trdq_report.write(facts, truths, found)
+
+
+def _work(kept: Kept, components: Components, truth: Remembered, row: Row, progress: calibrate.Progress) -> None:
+    artifact = WORK / "artifacts" / row.model / row.recipe.name
+    if not (artifact / MANIFEST).is_file():
+        _build(row, components, artifact, progress)
+    measured, of_float = compared(artifact, components, truth, PROMPTS, WORK / "cache", progress)
+    told: Found = {"model": row.model, "method": row.method, "bits": row.bits, "seed": row.seed}
+    kept.write(f"{row.model}-float", of_float)
+    kept.write(row.name, {**told, **_of_manifest(artifact), **measured, "float_seconds": of_float["seconds"]})
+
+
+def _build(row: Row, components: Components, artifact: Path, progress: calibrate.Progress) -> None:
+    key = hashlib.sha256(f"{reconstruction_key(row.recipe)} {row.model} {row.seed}".encode()).hexdigest()[:24]
+    order = QuantizationOrder(
+        components.folder,
+        artifact,
+        row.recipe,
+        calibration_prompts(CALIBRATION_PROMPTS),
+        model_defaults(components.folder),
+        row.model,
+        seed=1000 * row.seed,
+        scratch=WORK / "stages" / key,
+    )
+    quantize_folder(order, progress)
+
+
+def _of_manifest(artifact: Path) -> Found:
+    manifest = read_manifest(artifact)
+    plan, rotation = manifest.guidance, manifest.rotation
+    return {
+        "outliers_before": None if rotation is None else rotation.outliers_before,
+        "outliers_after": None if rotation is None else rotation.outliers_after,
+        "saving": None if plan is None else plan.saving,
+        "backend": manifest.backend,
+    }

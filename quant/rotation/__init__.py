@@ -1,0 +1,1 @@
+"""Rotations, permutations and smoothing of layers' inputs, taken back in weights. Knows no model by name."""
