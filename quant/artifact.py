@@ -79,7 +79,7 @@ def save(
             layers=report.layers,
             forms=dict(quantization.forms),
             transforms=dict(quantization.transforms),
-            rotation=rotation,
+            rotation=None if rotation is None else rotation.with_transforms(quantization.transforms),
             notes=report.notes,
             temporal=quantization.plan,
             guidance=guidance,

@@ -42,8 +42,8 @@ class Manifest(BaseModel):
     table has no answer; `float_weights_bytes` all weights in float32. What stays float is stored in float16 where that
     loses nothing, and 4-bit weights two to a byte; a backend holds them in float32 and int8 (`memory_bytes`). `forms`
     has every layer with integers, by its name in the quantized module; `transforms` every layer whose input is changed
-    before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what holds of time,
-    `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
+    before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what holds of
+    time, `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

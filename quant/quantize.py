@@ -30,7 +30,7 @@ from quant.range_errors import time_ranges
 from quant.recipe import Recipe, Scheme
 from quant.reconstruct import reconstruct
 from quant.report import LayerForm, LayerReport, Report, counted
-from quant.rotation.attach import own_names, transform_forms
+from quant.rotation.attach import detach_, own_names, transform_forms
 from quant.rotation.report import TransformForm
 from quant.rotation.transform import InputTransform
 from quant.sensitivity import output_errors, worth_keeping
@@ -96,7 +96,7 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: W
         QuantError: a weight holds NaN or infinity, or the statistics are of another module.
     """
     started, work = time.monotonic(), work or Work(Stages(None, ""))
-    layers, transforms = quantizable_layers(module), transform_forms(module)
+    layers = quantizable_layers(module)
     if layers.keys() != statistics.layers.keys():
         strange = sorted(layers.keys() ^ statistics.layers.keys())
         raise QuantError(f"the statistics are of another module; they differ in {', '.join(strange[:5])}")
@@ -110,7 +110,10 @@ def quantize_(module: nn.Module, recipe: Recipe, statistics: Statistics, work: W
     notes += _static_notes(fates, statistics) + _reconstruct(module, fates, recipe, statistics, work)
     maintained = maintain(module, leaves, recipe.temporal, statistics, seed=work.seed, progress=work.progress)
     fates |= {name: _Fate(because=why) for name, why in maintained.left.items() if name in fates}
-    reports = _reports(module, layers, fates, basis, maintained)
+    idle = {own: name for name, own in basis.own_names.items() if fates[name].layer is None}
+    detach_(module, idle)
+    reports = _reports(module, layers, fates, basis, maintained, idle)
+    transforms = transform_forms(module)
     forms = {name: fate.form for name, fate in fates.items() if fate.form is not None} | dict(maintained.forms)
     replace_layers(module, {**_quantized(fates), **maintained.replacements})
     bind(module, MomentHolder())
@@ -232,14 +235,19 @@ def _reports(
     fates: Mapping[str, _Fate],
     basis: Basis,
     maintained: Maintained,
+    idle: Mapping[str, str],
 ) -> tuple[LayerReport, ...]:
-    """What became of every module that owns weights, in order. Called while the module is still float."""
+    """What became of every module that owns weights, in order. Called while the module is still float.
+
+    `idle`: layers that stand behind no input transform any more, and the names that they had there.
+    """
     temporal = temporal_reports(maintained)
     reports = []
     for name, owner, tensors in owners_of_weights(module):
-        told = _report(name, layers[name], fates[name], basis) if name in layers else None
+        key = idle.get(name, name)
+        told = _report(key, layers[key], fates[key], basis) if key in layers else None
         told = told or _without_form(name, owner, tensors)
-        reports.append(told.model_copy(update=temporal.get(name, {})))
+        reports.append(told.model_copy(update={"name": name, **temporal.get(name, {})}))
     return tuple(reports)
 
 

@@ -90,8 +90,8 @@ class Guidance(BaseModel):
 
     `plan`: chosen for each step and layer under `budget`: reuse of the last difference between branches instead of an
     unconditional pass, no guidance where it changes nothing, attention outputs shared between branches. `given`:
-    `steps`, a letter for each: B both branches, R reuse, N no guidance. `maps`: attention maps of `blocks` shared at all
-    steps (TR-DQ's attention sharing, for comparison).
+    `steps`, a letter for each: B both branches, R reuse, N no guidance. `maps`: attention maps of `blocks` shared at
+    all steps (TR-DQ's attention sharing, for comparison).
     """
 
     model_config = STRICT

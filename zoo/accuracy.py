@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from jobs.model_folder import read_model
+from pipelines.denoiser import TorchDenoiser
+from pipelines.drawing import draw_batch
+from pipelines.load import load_components, load_denoiser
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults
 from zoo.shapes.draw import draw
@@ -84,13 +86,15 @@ def checker_error(count: int = 2000, seed: int = 7) -> float:
     return sum(bool(faults(draw(scene, rng), scene)) for scene in scenes) / count
 
 
-def painter(pipe: DiffusionPipeline, *, steps: int = 25, guidance: float = 3.0) -> Painter:
-    """Paints with a diffusers pipeline, each picture from its own seed."""
+def painter(folder: Path, *, guidance: float | None = None) -> Painter:
+    """Paints with the float model in a folder at its defaults, each picture from its own seed."""
+    components, card = load_components(folder), read_model(folder)
+    denoiser = TorchDenoiser("float", load_denoiser(components))
+    defaults = card.defaults if guidance is None else card.defaults.model_copy(update={"guidance_scale": guidance})
 
     def paint(prompts: list[str], seeds: list[int]) -> list[Picture]:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        made = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np")
-        return [np.rint(image * 255).astype(np.uint8) for image in made.images]
+        made = draw_batch(components, denoiser, prompts, seeds, defaults).pictures
+        return [(picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for picture in made]
 
     return paint
 
@@ -106,11 +110,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", type=Path, default=Path("zoo/models/shapes-unet"))
     options.add_argument("--count", type=int, default=250, help="prompts per number of objects")
-    options.add_argument("--guidance", type=float, default=3.0)
+    options.add_argument("--guidance", type=float, help="by default the model's")
     choice = options.parse_args()
-    pipe = DiffusionPipeline.from_pretrained(choice.model)
-    pipe.set_progress_bar_config(disable=True)
-    found = report(painter(pipe, guidance=choice.guidance), choice.count)
+    found = report(painter(choice.model, guidance=choice.guidance), choice.count)
     print(json.dumps({**found, "checker_error": checker_error()}, indent=1))
 
 

@@ -37,7 +37,7 @@ CALIBRATION_PROMPTS = 64
 ROTATED = ("tfmq-w8a8-cfg", "trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "float-cfg")
 SHIPPED = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
-    "shapes-dit": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", *ROTATED),
+    "shapes-dit": (),  # still in training: artifacts would be of weights that change
 }
 """Recipes whose artifacts come with the product, by model."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -31,6 +31,30 @@ def attach_(module: nn.Module, transforms: Mapping[str, InputTransform]) -> None
         replacements[name] = Transformed(layer, transform, leads=id(transform) not in seen).eval()
         seen.add(id(transform))
     replace_layers(module, replacements)
+
+
+def detach_(module: nn.Module, names: Collection[str]) -> None:
+    """Takes float layers out from behind their transforms, in place, with weights as they were but for rounding.
+
+    Of layers that share a transform the first that stays behind it leads.
+
+    Raises:
+        QuantError: a layer stands behind no transform, or is no float layer any more.
+    """
+    layers = transformed_layers(module)
+    replacements: dict[str, nn.Module] = {}
+    for name in names:
+        inner = as_float_layer(layers[name].inner) if name in layers else None
+        if inner is None:
+            raise QuantError(f"{name} is no float layer behind an input transform")
+        inner.weight = nn.Parameter(layers[name].transform.off_weight(inner.weight), requires_grad=False)
+        replacements[name] = inner
+    replace_layers(module, replacements)
+    leading = {id(layer.transform) for layer in transformed_layers(module).values() if layer.leads}
+    for layer in transformed_layers(module).values():
+        if id(layer.transform) not in leading:
+            layer.lead()
+            leading.add(id(layer.transform))
 
 
 def absorb_(layer: nn.Linear | nn.Conv2d, transform: InputTransform) -> None:

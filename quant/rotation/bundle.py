@@ -40,19 +40,21 @@ class Bundle:
 
     def choose(self, chooser: Chooser) -> None:
         """Fills in what is to be done, by the chooser's recipe."""
-        within = self._within(chooser)
-        if not (self.turned and self.rotate and not self.scale):  # factors come before a rotation, wherever that is
-            self.smoothed = chooser.factors(self.names, within if self.turned else 1)
+        within, how = self._within(chooser), chooser.recipe.rotation
+        if not self.turned or how.online == "helpful":
+            self.smoothed = chooser.factors(self.names, 1)
         if not self.turned:
             return
-        how, rotated = chooser.recipe.rotation, chooser.rotation(self.turned, self.smoothed, within)
+        # inputs become (x / s) G: where G is folded, s cannot come later
+        smoothed = None if self.rotate and not self.scale else chooser.factors(self.names, within)
+        rotated = chooser.rotation(self.turned, smoothed, within)
         if how.online == "helpful":
-            self.gain = chooser.gain(self.turned, self.smoothed, rotated)
+            self.gain = chooser.gain(self.turned, self.smoothed, smoothed, rotated)
             least = 0.0 if self.rotate else how.least_gain
             if self.gain < least:
                 self.turned, self.because = (), _not_helpful(self.gain, least)
                 return
-        self.rotated = rotated
+        self.smoothed, self.rotated = smoothed, rotated
 
     def _within(self, chooser: Chooser) -> int:
         """How many channels a rotation may mix; notes which layers are rotated, and why others are not."""
@@ -111,11 +113,13 @@ class Bundle:
         """One layer's report, but for what is computed online."""
         (rotation, factors), rotated = self.places(name), self.rotated
         folds = [fold for fold, place in ((self.rotate, rotation), (self.scale, factors)) if fold and place == "folded"]
-        because = self.because
+        reasons = [self.because]
         if "online" in (rotation, factors):
-            because = refused.get(name, "no weights make its input alone")
-        elif rotation == "folded" and factors == "none" and chooser.recipe.smoothing.method != "none":
-            because = "no factors: its rotation is folded, and they cannot be"
+            folds_any = chooser.recipe.rotation.fold
+            otherwise = "no weights make its input alone" if folds_any else "the recipe folds nothing"
+            reasons.append(f"not folded: {refused.get(name, otherwise)}")
+        elif self.rotate and not self.scale and chooser.recipe.smoothing.method != "none":
+            reasons.append("no factors: its rotation is folded, and they cannot be")
         return LayerRotation(
             name=name,
             rotation=rotation,
@@ -124,7 +128,7 @@ class Bundle:
             exponent=None if self.smoothed is None else self.smoothed.exponent,
             into=tuple(dict.fromkeys(owner for fold in folds for owner in fold.owners)),
             gain=self.gain,
-            because=because,
+            because="; ".join(reason for reason in reasons if reason),
         )
 
 
@@ -136,7 +140,6 @@ def _not_helpful(gain: float, least: float) -> str:
 
 def bundles(names: Sequence[str], folds: Iterable[Fold], chooser: Chooser) -> list[Bundle]:
     """Bundles of some layers, by the folds that reach them; of others those that read the same tensors are together."""
-    made: list[Bundle] = []
     by_layers: dict[tuple[str, ...], Bundle] = {}
     for fold in folds:
         own = tuple(name for name in names if name in fold.layers)

@@ -113,12 +113,14 @@ class Chooser:
         learned = learned_block(rows, weight, block, bits, inputs.bits, how.iterations, self.seed, grain=inputs.grain)
         return Rotated(Blocks(learned), randomized=False)
 
-    def gain(self, names: Sequence[str], smoothed: Smoothed | None, rotated: Rotated) -> float:
-        """Share of the layers' squared output error that a rotation takes away; negative where it adds to it."""
+    def gain(self, names: Sequence[str], plain: Smoothed | None, smoothed: Smoothed | None, rotated: Rotated) -> float:
+        """Share of the layers' squared output error that a rotation takes away, with factors that go with it, of what
+        remains with the factors that are best without; negative where it adds to it.
+        """
         judge, width = self.judge(names), self.width(names[0])
-        scaled = None if smoothed is None else smoothed.factors
-        without = judge.error(InputTransform(width, scaled))
-        return 1.0 - judge.error(InputTransform(width, scaled, rotated.blocks)) / max(without, 1e-30)
+        without = judge.error(InputTransform(width, None if plain is None else plain.factors))
+        turned = InputTransform(width, None if smoothed is None else smoothed.factors, rotated.blocks)
+        return 1.0 - judge.error(turned) / max(without, 1e-30)
 
     def judge(self, names: Sequence[str]) -> Judge:
         """Judges transforms of layers together."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.grid import affine_over, fake_quantize, from_integers, to_integers, weight_scales
+from quant.grid import Affine, affine_over, from_integers, to_integers, weight_scales
 from quant.recipe import FLOAT_BITS, Activations, Scheme
 from quant.rotation.channels import Channels
 from quant.rotation.transform import InputTransform
@@ -95,5 +95,11 @@ def _on_one_grid(x: Tensor, activations: Activations) -> Tensor:
     if low == high == 0.0:
         return x
     clips = CLIPS if activations.range != "minmax" else CLIPS[:1]
-    tried = [fake_quantize(x, affine_over(low * clip, high * clip, activations.bits)) for clip in clips]
-    return min(tried, key=lambda one: float((one - x).square().sum()))
+    tried = (_on(x, affine_over(low * clip, high * clip, activations.bits)) for clip in clips)
+    return min(tried, key=lambda one: float((one - x).square_().sum()))
+
+
+def _on(x: Tensor, grid: Affine) -> Tensor:
+    """As `fake_quantize` but for ties, and several times as fast on one core."""
+    integers = (x / grid.scale).round_().add_(grid.zero_point).clamp_(0, grid.high)
+    return integers.sub_(grid.zero_point).mul_(grid.scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,6 +44,20 @@ class LayerRotation(BaseModel):
     gain: float | None = Field(None, description="Share of the output's squared error that rotating takes away.")
     because: str = Field("", description="Why it is not rotated, or not folded.")
 
+    @property
+    def is_online(self) -> bool:
+        """Whether anything is computed at run time."""
+        return "online" in (self.rotation, self.factors)
+
+    def taken_off(self) -> LayerRotation:
+        """Of a layer that is not behind a transform after all, as it stays float; what is folded remains."""
+        changes: dict[str, object] = {"like": "", "macs": 0, "because": "the layer stays float"}
+        if self.rotation == "online":
+            changes |= {"rotation": "none", "block": 0}
+        if self.factors == "online":
+            changes |= {"factors": "none", "exponent": None}
+        return self.model_copy(update=changes)
+
 
 class RotationReport(BaseModel):
     """All linears and convolutions that a recipe quantizes, in the order of the module.
@@ -59,6 +74,28 @@ class RotationReport(BaseModel):
     outliers_after: float = 1.0
     online_share: float = 0.0
     notes: tuple[str, ...] = ()
+
+    def with_transforms(self, names: Collection[str]) -> RotationReport:
+        """The report once only these layers are behind a transform: others with one online stayed float, and lost it.
+
+        Where such a layer computed it for others with the same input, the first of those now does.
+        """
+        groups: dict[str, list[LayerRotation]] = {}
+        for layer in self.layers:
+            if layer.is_online:
+                groups.setdefault(layer.like or layer.name, []).append(layer)
+        told = {layer.name: layer for layer in self.layers}
+        for group in groups.values():
+            first, macs = "", sum(layer.macs for layer in group)
+            for layer in group:
+                if layer.name in names:
+                    leads = {"like": first, "macs": 0 if first else macs}
+                    told[layer.name], first = layer.model_copy(update=leads), first or layer.name
+                else:
+                    told[layer.name] = layer.taken_off()
+        before, after = (sum(layer.macs for layer in layers) for layers in (self.layers, told.values()))
+        share = self.online_share * after / max(1, before)
+        return self.model_copy(update={"layers": tuple(told.values()), "online_share": share})
 
     def count(self, place: Place) -> int:
         """How many layers are rotated in that way."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quant.layers import FloatLayer
 from quant.rotation.greedy import Blocks
-from quant.rotation.hadamard import hadamard
+from quant.rotation.hadamard import hadamard, rotate
 from quant.rotation.report import TransformForm
 
 INNER: Final = "inner"
@@ -124,6 +124,19 @@ class InputTransform(nn.Module):
             wide = wide / self.inverse_factors.to(precision)
         return self._turned(wide).transpose(1, -1).to(weight.dtype).contiguous()
 
+    def off_weight(self, weight: Tensor) -> Tensor:
+        """The weight for inputs that are not transformed any more: undoes `on_weight`, but for rounding."""
+        wide, first = weight.detach().double().transpose(1, -1), self._first()
+        if first is not None:
+            back = None if self.permutation is None else self.permutation.argsort()
+            if self.second is not None:
+                wide = rotate(wide, self.second.double().T)
+            wide = wide if back is None else wide.index_select(-1, back)
+            wide = rotate(wide, first.double().T)
+        if self.inverse_factors is not None:
+            wide = wide * self.inverse_factors.double()
+        return wide.transpose(1, -1).to(weight.dtype).contiguous()
+
     def on_output(self, values: Tensor) -> Tensor:
         """What a producer's weight [C, ...] or bias [C] becomes if its output is to come transformed: as on_weight."""
         wide = values.detach().double().transpose(0, -1)
@@ -215,6 +228,10 @@ class Transformed(nn.Module):
     def leads(self) -> bool:
         """Whether the transform is saved with this layer."""
         return "transform" in self._modules
+
+    def lead(self) -> None:
+        """Saves the transform with this layer from now on."""
+        self.transform = self.__dict__.pop("transform", None) or self.transform
 
     @property
     def weight(self) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from halftone.evaluation import Evaluation
+from halftone.evaluation_files import GUIDANCE as GUIDANCE_PLOT
+from halftone.evaluation_files import write_files
 from halftone.render import PROFILE_COLUMNS, guidance_lines, profile_row
 from halftone.views import ProfileView
+from jobs.profile import Defaults, GuidanceCard
 
 CARD: dict[str, Any] = {
     "name": "tfmq-w8a8-cfg",
@@ -40,3 +46,14 @@ def test_a_profile_without_one_tells_nothing() -> None:
     card = ProfileView.model_validate(CARD)
     assert dict(zip(PROFILE_COLUMNS, profile_row(card), strict=True))["guidance left out %"] == "-"
     assert guidance_lines(card) == []
+
+
+def test_an_evaluation_shows_the_plans_of_its_profiles(tmp_path: Path) -> None:
+    plan = GuidanceCard.model_validate(GUIDANCE | {"deviations": [0.01, 0.0, 0.01, 0.02, 0.005, 0.01]})
+    at = Defaults(width=64, height=64, num_inference_steps=6, guidance_scale=3.0)
+    found = Evaluation("shapes-unet", "StableDiffusionPipeline", at, 0, [], [], {}, plans={"tfmq-w8a8-cfg": plan})
+    names = {file.name for file in write_files(found, tmp_path)}
+    assert GUIDANCE_PLOT in names and (tmp_path / GUIDANCE_PLOT).read_bytes()[:4] == b"\x89PNG"
+    assert f"({GUIDANCE_PLOT})" in (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    write_files(replace(found, plans={}), tmp_path)
+    assert not (tmp_path / GUIDANCE_PLOT).exists()

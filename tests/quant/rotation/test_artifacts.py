@@ -155,6 +155,24 @@ def test_reconstruction_learns_on_rotated_inputs(tmp_path: Path) -> None:
         assert quant.relative_error(executable.run(made.call), made.truth) < 0.4
 
 
+def test_layers_that_stay_float_compute_no_transform(tmp_path: Path) -> None:
+    made = make("pixart-sigma", HADAMARD + "[sensitive]\nmacs = 0.3\nbytes = 0.3\nleast = 0.0\n", tmp_path)
+    spared = {layer.name for layer in made.manifest.layers if "sensitive" in (layer.kept_float_because or "")}
+    assert spared
+    assert not any(name.endswith("inner") for name in spared)
+    assert not spared & made.manifest.transforms.keys()
+    rotation = made.manifest.rotation
+    assert rotation is not None
+    told = {layer.name: layer for layer in rotation.layers}
+    assert all("online" not in (told[name].rotation, told[name].factors) for name in spared)
+    online = {name: layer.like for name, layer in told.items() if layer.is_online}
+    assert online == {name: form.like for name, form in made.manifest.transforms.items()}
+    assert all((told[name].macs > 0) == (not like) for name, like in online.items())
+    for backend in quant.BACKENDS:
+        with made.opened(backend) as executable:
+            assert quant.relative_error(executable.run(made.call), made.truth) < 0.08
+
+
 def test_times_that_no_table_knows_are_computed(tmp_path: Path) -> None:
     made = make("sd3", HADAMARD + '[temporal]\nmaintenance = "cache"\n', tmp_path)
     assert made.manifest.fallback

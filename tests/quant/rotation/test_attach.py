@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quant.errors import ArtifactError, QuantError
 from quant.layers import quantizable_layers
-from quant.rotation.attach import attach_, install_transforms, own_names, transform_forms, transformed_layers
+from quant.rotation.attach import attach_, detach_, install_transforms, own_names, transform_forms, transformed_layers
 from quant.rotation.greedy import Blocks
 from quant.rotation.hadamard import hadamard
 from quant.rotation.report import TransformForm
@@ -92,6 +92,21 @@ def test_tied_weights_are_not_changed_elsewhere(net: Net, x: Tensor) -> None:
     truth = net(x)
     attach_(net, {"query": make()})
     assert torch.allclose(net(x), truth, atol=1e-5)
+
+
+def test_layers_are_taken_out_again(net: Net, x: Tensor) -> None:
+    truth, weight = net(x), net.query.weight.clone()
+    attached(net)
+    detach_(net, ["query", "conv"])
+    assert transformed_layers(net).keys() == {"key", "out"}
+    assert net.get_submodule("key").leads, "the first that stays"
+    assert torch.allclose(net.query.weight, weight, atol=1e-6)
+    assert torch.allclose(net(x), truth, atol=1e-5)
+    detach_(net, ["key"])
+    assert "key.transform.signs" not in net.state_dict()
+    assert "out.transform.signs" in net.state_dict()
+    with pytest.raises(QuantError, match="query is no float layer behind an input transform"):
+        detach_(net, ["query"])
 
 
 def test_strangers_are_refused(net: Net) -> None:

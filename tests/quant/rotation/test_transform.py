@@ -79,6 +79,13 @@ def test_a_producer_can_take_it_up(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["all", "factors", "first", "signs"])
+def test_weights_are_as_they_were_without_it(what: str) -> None:
+    for weight in (random(10, WIDTH), random(10, WIDTH, 3, 3)):
+        transform = make(what=what)
+        assert torch.allclose(transform.off_weight(transform.on_weight(weight)), weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["all", "factors", "first", "signs"])
 def test_an_empty_one_is_filled_and_computes_the_same(what: str) -> None:
     transform = make(what=what)
     again = InputTransform.empty(TransformForm.model_validate_json(transform.form.model_dump_json()))
