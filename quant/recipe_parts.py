@@ -26,7 +26,9 @@ class Rotation(BaseModel):
     block: int = Field(128, description="Largest block; a layer takes the largest power of two that divides its width.")
     fold: bool = Field(True, description="Into neighbours' weights where the algebra allows; else always computed.")
     online: Literal["all", "helpful", "none"] = Field(
-        "all", description="Which layers compute a rotation that cannot be folded; `helpful`: by `least_gain`."
+        "all",
+        description="Which layers compute a rotation that cannot be folded; `helpful`: by `least_gain`, and folded "
+        "ones that would add error are left out too.",
     )
     least_gain: float = Field(0.2, ge=0, lt=1, description="Share of a layer's squared error that must go.")
     match: tuple[str, ...] = Field(("*",), min_length=1, description="Shell patterns of layers' names.")

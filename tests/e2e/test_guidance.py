@@ -27,7 +27,7 @@ from zoo.shapes.world import Relation, Scene, Thing
 
 PROMPT = "a large red circle left of a small blue square on a beige background"
 SCENE = Scene("beige", (Thing("red", "circle", "large"), Thing("blue", "square", "small")), Relation.LEFT)
-MODEL, PROFILE, STEPS = "shapes-unet", "float-cfg", "BBBBBRBRBRBRBRBRBRBRBRBRB"
+MODEL, PROFILE, STEPS = "shapes-unet", "every-second", "BBBBBRBRBRBRBRBRBRBRBRBRB"
 FOLDER = Path(__file__).parents[2] / "zoo" / "models" / MODEL
 
 
