@@ -34,7 +34,7 @@ from zoo.shapes.world import random_scene
 
 ZOO = Path(__file__).parent
 CALIBRATION_PROMPTS = 64
-ROTATED = ("trdq-w4a8", "trdq-w4a8-cfg", "float-cfg")
+ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
 SHIPPED = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
     "shapes-dit": (),  # still in training: artifacts would be of weights that change
