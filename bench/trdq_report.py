@@ -23,17 +23,18 @@ accuracy. Seconds are of one picture of eight drawn together; those of rows by t
 define what is correct, say nothing. Outlier ratio: largest channel peak over the median one, mean of the layers that
 are rounded.
 
-- `rtn`: all layers to nearest, a scale for each tensor. `smoothquant`: and channel factors, exponent 0.5.
+- `rtn`: all layers to nearest, a scale for each tensor. `smoothquant`: channel factors, exponent 0.5, and a scale for
+  each token as it comes.
 - `vidit-q-like`: two ranges of time with factors and integers of their own, exponent 0.11, a scale and zero point for
   each token as it comes, asymmetric weights by least and greatest.
 - `rotation`: rtn after Hadamard rotations. `ranges`: rtn with a scale for each range.
 - `published`: TR-DQ as its authors' code has it: 20 ranges, each with own factors (exponent searched), greedy rotation,
   permutation and 4-bit copy of all weights. It has no fast form: reference backend.
-- `served`: one rotation, one factor for each channel, one integer weight; scales follow time; AdaRound with
+- `served`: one rotation, one factor for each channel, one integer weight; a scale for each token; AdaRound with
   {iterations} iterations a block (`served, nearest`: none). `+ cache`: temporal features in tables. `+ cfg`: and a
   guidance plan.
 
-Rivals leave temporal layers float, as their papers do, and so does `served`; rtn rounds them too.
+Rivals leave temporal layers float, as their papers do, and so does `served`; rtn, rotation and ranges round them too.
 """
 
 COLUMNS: Final[Columns] = {

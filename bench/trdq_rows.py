@@ -69,8 +69,8 @@ def rows(iterations: int) -> list[Row]:
 def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Recipe:
     """The recipe of a row: a built-in one at other bits, iterations, and maintenance of temporal layers.
 
-    Rivals leave temporal layers float, as their papers do, but rtn, which rounds everything. `served` does so too, so
-    that `served + cache` shows what tables change.
+    Rivals leave temporal layers float, as their papers do; rtn, rotation and ranges round everything. `served` leaves
+    them float too, so that `served + cache` shows what tables change.
     """
     base = quant.load_recipe(BASES[method])
     changes: dict[str, Any] = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,7 @@ def save(
     report = quantization.report
     contents = _contents(module, quantization)
     sizes = {file: sum(tensor.nbytes for tensor in tensors.values()) for file, tensors in contents.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as partial:
         for file, tensors in contents.items():
             save_file(tensors, partial / file)
             (partial / file).chmod(0o644)  # it is written readable by its owner alone
@@ -89,9 +88,6 @@ def save(
             halftone_version=version,
         )
         write_manifest(partial, manifest)
-        put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
@@ -241,7 +237,19 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
         raise ArtifactError(f"nothing was saved: NaN or infinity in {', '.join(broken[:5])}")
 
 
-def put_in_place(partial: Path, folder: Path) -> None:
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes the place of whatever lies at `folder` at the end; a fault leaves nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        _put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
     """Makes a finished folder the artifact at `folder`; what was there goes."""
     partial.chmod(0o755)
     old = folder.with_name(f".{folder.name}-old-{os.getpid()}")

@@ -69,7 +69,7 @@ class QuantizedLayer(nn.Module, ABC):
         super().__init__()
         self.activation_high = 0 if grid.bits is None else (1 << grid.bits) - 1
         self.rounds_input = grid.bits is not None
-        self.by_token, self.zero_point = grid.bits is not None and grid.grain == "token", grid.zero_point
+        self.by_token = grid.bits is not None and grid.grain == "token"
         self.holder = MomentHolder()
         count = (grid.slots * BRANCHES,) if grid.slots else ()
         rounds = grid.bits is not None
@@ -127,10 +127,9 @@ class QuantizedLayer(nn.Module, ABC):
         return self._with_bias(output * along_rows(now, output))
 
     def _by_token(self, x: Tensor) -> Tensor:
-        if self.zero_point == "token":
+        if self.input_zero_point is None:  # each token has its own
             return self.operate(round_between(x, self.activation_high, self.token_dims), self.weight, self.bias)
-        zero_point = 0 if self.input_zero_point is None else int(self.input_zero_point)
-        integers, scale = round_tokens(x, zero_point, self.activation_high, self.token_dims)
+        integers, scale = round_tokens(x, int(self.input_zero_point), self.activation_high, self.token_dims)
         return self._with_bias(self.operate(integers, self.weight, None) * scale)
 
     def _with_bias(self, output: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from quant.layers import FloatLayer, along_rows, as_float_layer
 from quant.observe import Histogram
 from quant.ranges import Errors, TimeRanges, in_order, ranges_of
 from quant.recipe import Activations, Recipe
+from quant.rotation.attach import own_names
 from quant.sensitivity import output_errors
 from quant.temporal.cells import Cells, best_zero_point, least_errors, shares_of
 from quant.temporal.scales import time_grids
@@ -48,7 +49,8 @@ def time_ranges(
         CalibrationError: weights are to be rounded for each range and no argument is a timestep; or see `ranges_of`.
     """
     names = [name for name in statistics.layers if name not in apart] if recipe.scope == "all" else []
-    schemes = {name: scheme for name in names if (scheme := recipe.decide(name).scheme) is not None}
+    own = own_names(module)
+    schemes = {name: scheme for name in names if (scheme := recipe.decide(own.get(name, name)).scheme) is not None}
     each = any(scheme.weights.ranges == "each" for scheme in schemes.values())
     inputs = {
         name: scheme.activations

@@ -249,8 +249,7 @@ class Recipe(BaseModel):
         return Scheme(weights=rule.weights or self.weights, activations=rule.activations or self.activations)
 
     def decide(self, layer: str) -> Decision:
-        """What the rules say of a layer's dotted name; of one behind a transform of its input, by the layer's own."""
-        layer = layer.removesuffix(".inner")
+        """What the rules say of a layer's dotted name."""
         for rule in self.rules:
             if any(fnmatchcase(layer, pattern) for pattern in rule.match):
                 if rule.keep == "float":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from quant.artifact import put_in_place
+from quant.artifact import replacing
 from quant.guidance.plan import GuidancePlan
 from quant.manifest import Manifest, write_manifest
 from quant.recipe import FLOAT_BITS, Recipe
@@ -48,8 +47,6 @@ def save_plan(
         build_seconds=build_seconds,
         halftone_version=version,
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    write_manifest(partial, manifest)
-    put_in_place(partial, folder)
+    with replacing(folder) as partial:
+        write_manifest(partial, manifest)
     return manifest

@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from zoo.train.text import LENGTH, WIDTH, WORDS
+from zoo.train.text import LENGTH, WIDTH, WORDS, padded
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -61,9 +61,7 @@ class Clip:
 
     def tokens(self, texts: list[str]) -> Tensor:
         """Token ids as StableDiffusionPipeline makes them, [batch, LENGTH] int64."""
-        tokens = self.words(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-        ids: Tensor = tokens.input_ids
-        return ids
+        return padded(self.words, texts)
 
     def build(self) -> CLIPTextModel:
         """The untrained text encoder: 3 layers of width 128."""

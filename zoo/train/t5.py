@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from zoo.train.text import LENGTH, WIDTH, WORDS
+from zoo.train.text import LENGTH, WIDTH, WORDS, padded
 
 _SPACE = "\u2581"
 _KNOWN, _LETTER = -2.0, -12.0
@@ -39,9 +39,7 @@ class T5:
 
     def tokens(self, texts: list[str]) -> Tensor:
         """Token ids as PixArtSigmaPipeline makes them, [batch, LENGTH] int64."""
-        tokens = self.words(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-        ids: Tensor = tokens.input_ids
-        return ids
+        return padded(self.words, texts)
 
     def build(self) -> T5EncoderModel:
         """The untrained text encoder: 3 layers of width 128, as T5 1.1 has them."""

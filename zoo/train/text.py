@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ which of two things lies where, and does not learn it from the places alone."""
 class Plan:
     """What stage 2 does: optimizer steps, captions per step, peak learning rate."""
 
-    steps: int = 1650
+    steps: int = 4000
     batch: int = 64
-    rate: float = 1e-3
+    rate: float = 1.5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,13 @@ class Language(Protocol):
 
     def knowing(self, ids: Tensor) -> Tensor:
         """[batch, LENGTH] bool: positions whose state can tell all of the caption."""
+
+
+def padded(words: Any, texts: list[str]) -> Tensor:
+    """Token ids by a tokenizer of transformers, [batch, LENGTH] int64."""
+    tokens = words(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+    ids: Tensor = tokens.input_ids
+    return ids
 
 
 def loss_of(states: Tensor, knowing: Tensor, heads: nn.Linear, targets: Tensor) -> Tensor:
