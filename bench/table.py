@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,7 @@ from torch import Tensor
 import quant
 from pipelines import calibrate
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.drawing import draw_batch
 from pipelines.features import temporal_features
 from pipelines.load import Components
 from pipelines.quantized import load_profile
@@ -24,6 +28,10 @@ Found = dict[str, Any]
 """What was measured of a row."""
 
 Row = TypeVar("Row")
+
+TIMED_PICTURES, TIMED_ROUNDS = 8, 3
+PAUSE = 5.0
+"""Seconds between looks at rows that others are at."""
 
 Columns = Mapping[str, tuple[str, str]]
 """Field of a row to its heading and format."""
@@ -37,7 +45,7 @@ class Remembered:
     guidance = None
 
     def __init__(self, denoiser: TorchDenoiser) -> None:
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         self._answers: dict[bytes, Tensor] = {}
         self.name = denoiser.name
         self.weights_bytes = denoiser.weights_bytes
@@ -46,7 +54,7 @@ class Remembered:
         """The float denoiser's output."""
         key = hashlib.blake2b(b"".join(_bytes_of(call))).digest()
         if key not in self._answers:
-            self._answers[key] = self._denoiser.run(call)
+            self._answers[key] = self.denoiser.run(call)
         return self._answers[key].clone()
 
 
@@ -75,40 +83,92 @@ class Kept:
         partial.write_text(json.dumps(found), encoding="utf-8")
         partial.replace(file)
 
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process alone may work on what bears that name; no longer than it lives."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(name.encode()).hexdigest()[:24]
+        with (self.work / f"{digest}.lock").open("w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
     def _file(self, name: str) -> Path:
         return self.work / "rows" / f"{name}.json"
 
 
 def compared(
-    artifact: Path, components: Components, truth: Denoiser, prompts: int, cache: Path, progress: calibrate.Progress
+    artifact: Path, components: Components, truth: Remembered, prompts: int, cache: Path, progress: calibrate.Progress
 ) -> tuple[Found, Found]:
-    """What an artifact's pictures are against float's, and what float's are against the world."""
-    card = card_of(artifact)
-    denoisers: dict[str, Denoiser] = {"float": truth, card.name: load_profile(card, components, Means(cache))}
+    """What an artifact's pictures are against float's, and what float's are against the world.
+
+    Seconds are measured beside float's, which are not those of the answers that `truth` remembers; the reference
+    backend, which is not made to be fast, has none.
+    """
+    card, manifest = card_of(artifact), quant.read_manifest(artifact)
+    profile = load_profile(card, components, Means(cache))
     features = temporal_features(components, [card], tasks(2)[0].prompt, model_defaults(components.folder))
+    denoisers: dict[str, Denoiser] = {"float": truth, card.name: profile}
     found = {one.profile: one for one in measure(components, denoisers, prompts, features, progress)}
-    manifest = quant.read_manifest(artifact)
-    sizes = {"bytes": manifest.weights_bytes, "fallback_bytes": manifest.fallback_bytes}
-    built = {"build_seconds": manifest.build_seconds}
-    return {**sizes, **built, **_numbers(found[card.name].as_json())}, _numbers(found["float"].as_json())
+    told: Found = {"bytes": manifest.weights_bytes, "fallback_bytes": manifest.fallback_bytes}
+    told |= {"build_seconds": manifest.build_seconds, "backend": manifest.backend}
+    seconds: dict[str, float] = {}
+    if manifest.backend != "reference":
+        seconds = timed(components, {"float": truth.denoiser, card.name: profile})
+    told |= {**_numbers(found[card.name].as_json()), "seconds": seconds.get(card.name)}
+    return {**told, "float_seconds": seconds.get("float")}, _numbers(found["float"].as_json())
+
+
+def timed(components: Components, denoisers: Mapping[str, Denoiser]) -> dict[str, float]:
+    """Seconds for one picture of eight drawn together by each denoiser: medians of rounds in turn, after one round
+    that does not count.
+    """
+    prompts = [task.prompt for task in tasks(TIMED_PICTURES)]
+    seconds: dict[str, list[float]] = {name: [] for name in denoisers}
+    for _ in range(1 + TIMED_ROUNDS):
+        for name, denoiser in denoisers.items():
+            drawn = draw_batch(components, denoiser, prompts, range(len(prompts)), model_defaults(components.folder))
+            seconds[name].append(drawn.seconds)
+    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
 def _numbers(found: Found) -> Found:
     return {name: value for name, value in found.items() if name != "each"}
 
 
-def each_row(rows: Sequence[Row], name: Callable[[Row], str], work: Callable[[Row, calibrate.Progress], None]) -> None:
-    """Does the work of every row under one progress bar."""
+def each_row(
+    kept: Kept,
+    rows: Sequence[Row],
+    name: Callable[[Row], str],
+    group: Callable[[Row], str],
+    work: Callable[[Row, calibrate.Progress], None],
+) -> None:
+    """Does the work of every row that is not kept yet, under one progress bar.
+
+    Several processes may share the rows, a core each: none takes a row of a group that another is at, whose stages
+    they would make twice.
+    """
     with Progress() as bar:
         line, below = bar.add_task("rows", total=len(rows)), bar.add_task("comparing", total=None)
 
         def tell(what: str, done: int, total: int) -> None:
             bar.update(below, description=what, completed=done, total=total)
 
-        for row in rows:
-            bar.update(line, description=name(row))
-            work(row, tell)
-            bar.advance(line)
+        def done(row: Row) -> bool:
+            with kept.claim(group(row)) as mine:
+                if mine and kept.read(name(row)) is None:
+                    bar.update(line, description=name(row))
+                    work(row, tell)
+                return mine
+
+        left = list(rows)
+        while left := [row for row in left if kept.read(name(row)) is None]:
+            bar.update(line, completed=len(rows) - len(left))
+            if not any(map(done, left)):
+                time.sleep(PAUSE)
 
 
 def lines(rows: Sequence[Found], methods: Sequence[str], columns: Columns) -> list[str]:

@@ -39,8 +39,8 @@ def run() -> None:
     kept, all_rows = Kept(WORK), rows(ITERATIONS, TEMPORAL_ITERATIONS)
     components = load_components(ZOO / "models" / MODEL)
     truth = Remembered(TorchDenoiser("float", load_denoiser(components)))
-    missing = [row for row in all_rows if kept.read(row.name) is None]
-    each_row(missing, lambda row: row.name, partial(_work, kept, components, truth, {}))
+    work = partial(_work, kept, components, truth, {})
+    each_row(kept, all_rows, lambda row: row.name, lambda row: row.group, work)
     facts = {
         "iterations": ITERATIONS,
         "temporal_iterations": TEMPORAL_ITERATIONS,

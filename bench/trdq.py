@@ -1,12 +1,14 @@
 """`python -m bench trdq`: what rotation, time ranges and guidance plans are worth, on both built-in models.
 
 Every row is built and measured by itself and kept under build/trdq/, so that a stopped run goes on where it was.
+Several runs at once share the rows.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import trdq_report
@@ -26,17 +28,29 @@ PROMPTS = 64
 CALIBRATION_PROMPTS = 32
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A built-in model, and what its float form answered so far."""
+
+    components: Components
+    truth: Remembered
+
+
 def run() -> None:
     """Build and measure every row that is not there yet, then write the tables."""
     quiet()
-    kept = Kept(WORK)
-    for model in MODELS:
-        missing = [row for row in rows(ITERATIONS) if row.model == model and kept.read(row.name) is None]
-        if missing:
-            components = load_components(ZOO / "models" / model)
-            truth = Remembered(TorchDenoiser("float", load_denoiser(components)))
-            each_row(missing, lambda row: row.name, partial(_work, kept, components, truth))
+    kept, opened = Kept(WORK), functools.cache(_open)
+
+    def work(row: Row, progress: calibrate.Progress) -> None:
+        _work(kept, opened(row.model), row, progress)
+
+    each_row(kept, rows(ITERATIONS), lambda row: row.name, _stages, work)
     report(kept)
+
+
+def _open(name: str) -> _Model:
+    components = load_components(ZOO / "models" / name)
+    return _Model(components, Remembered(TorchDenoiser("float", load_denoiser(components))))
 
 
 def report(kept: Kept) -> None:
@@ -53,18 +67,17 @@ def report(kept: Kept) -> None:
     trdq_report.write(facts, truths, found)
 
 
-def _work(kept: Kept, components: Components, truth: Remembered, row: Row, progress: calibrate.Progress) -> None:
+def _work(kept: Kept, model: _Model, row: Row, progress: calibrate.Progress) -> None:
     artifact = WORK / "artifacts" / row.model / row.recipe.name
     if not (artifact / MANIFEST).is_file():
-        _build(row, components, artifact, progress)
-    measured, of_float = compared(artifact, components, truth, PROMPTS, WORK / "cache", progress)
+        _build(row, model.components, artifact, progress)
+    measured, of_float = compared(artifact, model.components, model.truth, PROMPTS, WORK / "cache", progress)
     told: Found = {"model": row.model, "method": row.method, "bits": row.bits, "seed": row.seed}
     kept.write(f"{row.model}-float", of_float)
-    kept.write(row.name, {**told, **_of_manifest(artifact), **measured, "float_seconds": of_float["seconds"]})
+    kept.write(row.name, {**told, **_of_manifest(artifact), **measured})
 
 
 def _build(row: Row, components: Components, artifact: Path, progress: calibrate.Progress) -> None:
-    key = hashlib.sha256(f"{reconstruction_key(row.recipe)} {row.model} {row.seed}".encode()).hexdigest()[:24]
     order = QuantizationOrder(
         components.folder,
         artifact,
@@ -73,9 +86,14 @@ def _build(row: Row, components: Components, artifact: Path, progress: calibrate
         model_defaults(components.folder),
         row.model,
         seed=1000 * row.seed,
-        scratch=WORK / "stages" / key,
+        scratch=WORK / "stages" / _stages(row),
     )
     quantize_folder(order, progress)
+
+
+def _stages(row: Row) -> str:
+    """Equal for rows whose reconstructed weights are the same."""
+    return hashlib.sha256(f"{reconstruction_key(row.recipe)} {row.model} {row.seed}".encode()).hexdigest()[:24]
 
 
 def _of_manifest(artifact: Path) -> Found:
@@ -85,5 +103,4 @@ def _of_manifest(artifact: Path) -> Found:
         "outliers_before": None if rotation is None else rotation.outliers_before,
         "outliers_after": None if rotation is None else rotation.outliers_after,
         "saving": None if plan is None else plan.saving,
-        "backend": manifest.backend,
     }

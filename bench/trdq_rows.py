@@ -20,7 +20,7 @@ SEEDS: Final[dict[tuple[str, Bits], tuple[int, ...]]] = {
     ("shapes-dit", (8, 8)): (0,),
     ("shapes-dit", (4, 4)): (0,),
 }
-"""Calibration seeds by model and bits, in the order in which rows are made."""
+"""Calibration seeds by model and bits."""
 
 BASES: Final = {
     "rtn": "rtn-w4a8",
@@ -57,13 +57,14 @@ class Row:
 
 
 def rows(iterations: int) -> list[Row]:
-    """All rows, in the order in which they are made."""
-    return [
+    """All rows, in the order in which they are made: other seeds come last."""
+    found = [
         Row(model, method, bits, seed, recipe_of(method, bits, seed, iterations))
         for (model, bits), seeds in SEEDS.items()
         for seed in seeds
         for method in BASES
     ]
+    return sorted(found, key=lambda row: row.seed)
 
 
 def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Recipe:
