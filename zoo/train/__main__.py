@@ -18,14 +18,14 @@ def main() -> None:
     options.add_argument("model", choices=KINDS)
     options.add_argument("--work", type=Path, default=Path("build/zoo"), help="checkpoints and training data")
     options.add_argument("--out", type=Path, help="the finished model; by default zoo/models/MODEL")
-    options.add_argument("--steps", type=int, default=denoiser.Plan().steps, help="optimizer steps of the denoiser")
+    options.add_argument("--steps", type=int, help="optimizer steps of the denoiser; by default the model's")
     choice = options.parse_args()
     kind = KINDS[choice.model]()
     work, name = choice.work, Path(kind.checkpoint).stem
     vae = autoencoder.train(work / "vae.pt").eval()
     encoder = text.train(work / f"text-{name}.pt", kind.language).eval()
     data = latents.make(work / f"latents-{name}.pt", vae, kind.language)
-    stage = denoiser.train(work / kind.checkpoint, kind, data, encoder, denoiser.Plan(steps=choice.steps))
+    stage = denoiser.train(work / kind.checkpoint, kind, data, encoder, denoiser.Plan(steps=choice.steps or kind.steps))
     pipe = assemble.pipeline(kind, vae, encoder, stage.average, data.scale)
     assemble.write(kind, pipe, choice.out or Path("zoo/models") / kind.name)
 

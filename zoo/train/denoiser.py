@@ -32,6 +32,7 @@ class Kind(Protocol):
 
     name: str
     checkpoint: str
+    steps: int
 
     @property
     def language(self) -> text.Language:

@@ -18,6 +18,7 @@ class ShapesDiT:
 
     name = "shapes-dit"
     checkpoint = "dit.pt"
+    steps = 10_000
 
     def __init__(self) -> None:
         self.language = T5()

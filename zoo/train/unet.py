@@ -16,6 +16,7 @@ class ShapesUNet:
 
     name = "shapes-unet"
     checkpoint = "unet.pt"
+    steps = 6500
 
     def __init__(self) -> None:
         self.language = Clip()
