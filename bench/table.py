@@ -101,12 +101,19 @@ class Kept:
 
 
 def compared(
-    artifact: Path, components: Components, truth: Remembered, prompts: int, cache: Path, progress: calibrate.Progress
+    artifact: Path,
+    components: Components,
+    truth: Remembered,
+    prompts: int,
+    cache: Path,
+    progress: calibrate.Progress,
+    *,
+    timing: bool = True,
 ) -> tuple[Found, Found]:
     """What an artifact's pictures are against float's, and what float's are against the world.
 
-    Seconds are measured beside float's, which are not those of the answers that `truth` remembers; the reference
-    backend, which is not made to be fast, has none.
+    Seconds, where `timing` is wanted, are measured beside float's, which are not those of the answers that `truth`
+    remembers; the reference backend, which is not made to be fast, has none.
     """
     card, manifest = card_of(artifact), quant.read_manifest(artifact)
     profile = load_profile(card, components, Means(cache))
@@ -116,7 +123,7 @@ def compared(
     told: Found = {"bytes": manifest.weights_bytes, "fallback_bytes": manifest.fallback_bytes}
     told |= {"build_seconds": manifest.build_seconds, "backend": manifest.backend}
     seconds: dict[str, float] = {}
-    if manifest.backend != "reference":
+    if timing and manifest.backend != "reference":
         seconds = timed(components, {"float": truth.denoiser, card.name: profile})
     told |= {**_numbers(found[card.name].as_json()), "seconds": seconds.get(card.name)}
     return {**told, "float_seconds": seconds.get("float")}, _numbers(found["float"].as_json())

@@ -71,7 +71,9 @@ def _work(kept: Kept, model: _Model, row: Row, progress: calibrate.Progress) -> 
     artifact = WORK / "artifacts" / row.model / row.recipe.name
     if not (artifact / MANIFEST).is_file():
         _build(row, model.components, artifact, progress)
-    measured, of_float = compared(artifact, model.components, model.truth, PROMPTS, WORK / "cache", progress)
+    measured, of_float = compared(
+        artifact, model.components, model.truth, PROMPTS, WORK / "cache", progress, timing=row.seed == 0
+    )
     told: Found = {"model": row.model, "method": row.method, "bits": row.bits, "seed": row.seed}
     kept.write(f"{row.model}-float", of_float)
     kept.write(row.name, {**told, **_of_manifest(artifact), **measured})
