@@ -13,54 +13,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.progress import Progress
-from torch import Tensor
 
 import quant
 from pipelines import calibrate
-from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
-from pipelines.drawing import draw_batch
+from pipelines.denoiser import Denoiser
 from pipelines.features import temporal_features
 from pipelines.load import Components
 from pipelines.quantized import load_profile
-from zoo.build import Means, card_of, measure, model_defaults, tasks
+from zoo.beside import Remembered, timed
+from zoo.build import Means, card_of, measure, model_defaults, tasks, timed_prompts
 
 Found = dict[str, Any]
 """What was measured of a row."""
 
 Row = TypeVar("Row")
 
-TIMED_PICTURES, TIMED_ROUNDS = 8, 3
 PAUSE = 5.0
 """Seconds between looks at rows that others are at."""
 
 Columns = Mapping[str, tuple[str, str]]
 """Field of a row to its heading and format."""
-
-
-class Remembered:
-    """The float denoiser, which computes nothing twice: all rows are compared with the same pictures."""
-
-    backend = "torch"
-    fallbacks = 0
-    guidance = None
-
-    def __init__(self, denoiser: TorchDenoiser) -> None:
-        self.denoiser = denoiser
-        self._answers: dict[bytes, Tensor] = {}
-        self.name = denoiser.name
-        self.weights_bytes = denoiser.weights_bytes
-
-    def run(self, call: DenoiserCall) -> Tensor:
-        """The float denoiser's output."""
-        key = hashlib.blake2b(b"".join(_bytes_of(call))).digest()
-        if key not in self._answers:
-            self._answers[key] = self.denoiser.run(call)
-        return self._answers[key].clone()
-
-
-def _bytes_of(call: DenoiserCall) -> Iterator[bytes]:
-    for tensor in (call.sample, call.timestep, *call.inputs.values()):
-        yield tensor.contiguous().numpy().tobytes()
 
 
 class Kept:
@@ -124,22 +96,10 @@ def compared(
     told |= {"build_seconds": manifest.build_seconds, "backend": manifest.backend}
     seconds: dict[str, float] = {}
     if timing and manifest.backend != "reference":
-        seconds = timed(components, {"float": truth.denoiser, card.name: profile})
+        plain: dict[str, Denoiser] = {"float": truth.denoiser, card.name: profile}
+        seconds = timed(components, plain, timed_prompts(), model_defaults(components.folder))
     told |= {**_numbers(found[card.name].as_json()), "seconds": seconds.get(card.name)}
     return {**told, "float_seconds": seconds.get("float")}, _numbers(found["float"].as_json())
-
-
-def timed(components: Components, denoisers: Mapping[str, Denoiser]) -> dict[str, float]:
-    """Seconds for one picture of eight drawn together by each denoiser: medians of rounds in turn, after one round
-    that does not count.
-    """
-    prompts = [task.prompt for task in tasks(TIMED_PICTURES)]
-    seconds: dict[str, list[float]] = {name: [] for name in denoisers}
-    for _ in range(1 + TIMED_ROUNDS):
-        for name, denoiser in denoisers.items():
-            drawn = draw_batch(components, denoiser, prompts, range(len(prompts)), model_defaults(components.folder))
-            seconds[name].append(drawn.seconds)
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
 def _numbers(found: Found) -> Found:

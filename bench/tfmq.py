@@ -14,12 +14,13 @@ from pathlib import Path
 import quant
 from bench import tfmq_report
 from bench.machine import describe
-from bench.table import Kept, Remembered, compared, each_row
+from bench.table import Kept, compared, each_row
 from bench.tfmq_rows import Row, rows
 from pipelines import calibrate
 from pipelines.denoiser import TorchDenoiser
 from pipelines.load import Components, load_components, load_denoiser, quiet
 from pipelines.quantized import denoiser_sha256, halftone_version
+from zoo.beside import Remembered
 from zoo.build import ZOO, calibration_prompts, model_defaults
 
 MODEL = "shapes-unet"

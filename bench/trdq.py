@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import trdq_report
 from bench.machine import describe
-from bench.table import Found, Kept, Remembered, compared, each_row
+from bench.table import Found, Kept, compared, each_row
 from bench.trdq_rows import MODELS, Row, rows
 from pipelines import calibrate
-from pipelines.denoiser import TorchDenoiser
-from pipelines.load import Components, load_components, load_denoiser, quiet
+from pipelines.load import Components, quiet
 from pipelines.quantized import QuantizationOrder, quantize_folder
 from quant import MANIFEST, read_manifest, reconstruction_key
-from zoo.build import ZOO, calibration_prompts, model_defaults
+from zoo.build import Model, calibration_prompts, model_defaults, open_model
 
 WORK = Path("build/trdq")
 ITERATIONS = 150
@@ -28,29 +26,16 @@ PROMPTS = 64
 CALIBRATION_PROMPTS = 32
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A built-in model, and what its float form answered so far."""
-
-    components: Components
-    truth: Remembered
-
-
 def run() -> None:
     """Build and measure every row that is not there yet, then write the tables."""
     quiet()
-    kept, opened = Kept(WORK), functools.cache(_open)
+    kept, opened = Kept(WORK), functools.cache(open_model)
 
     def work(row: Row, progress: calibrate.Progress) -> None:
         _work(kept, opened(row.model), row, progress)
 
     each_row(kept, rows(ITERATIONS), lambda row: row.name, _stages, work)
     report(kept)
-
-
-def _open(name: str) -> _Model:
-    components = load_components(ZOO / "models" / name)
-    return _Model(components, Remembered(TorchDenoiser("float", load_denoiser(components))))
 
 
 def report(kept: Kept) -> None:
@@ -67,7 +52,7 @@ def report(kept: Kept) -> None:
     trdq_report.write(facts, truths, found)
 
 
-def _work(kept: Kept, model: _Model, row: Row, progress: calibrate.Progress) -> None:
+def _work(kept: Kept, model: Model, row: Row, progress: calibrate.Progress) -> None:
     artifact = WORK / "artifacts" / row.model / row.recipe.name
     if not (artifact / MANIFEST).is_file():
         _build(row, model.components, artifact, progress)

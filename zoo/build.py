@@ -27,6 +27,7 @@ from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import QuantizationOrder, load_profile, quantize_folder
 from quant.metrics import Features
 from zoo.accuracy import Task, unseen
+from zoo.beside import Remembered, timed
 from zoo.frechet import FEWEST, ShapesWorld
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults
@@ -34,10 +35,11 @@ from zoo.shapes.world import random_scene
 
 ZOO = Path(__file__).parent
 CALIBRATION_PROMPTS = 64
+TIMED_PROMPTS = 8
 ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
 SHIPPED = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
-    "shapes-dit": (),  # still in training: artifacts would be of weights that change
+    "shapes-dit": ROTATED,
 }
 """Recipes whose artifacts come with the product, by model."""
 
@@ -124,12 +126,28 @@ def card_of(artifact: Path) -> ProfileCard:
     return ProfileCard.model_validate({**facts, "name": artifact.name, "recipe": artifact.name, "artifact": artifact})
 
 
-def build(model: str, recipe_name: str, cache: Path, count: int) -> None:
+@dataclass(frozen=True)
+class Model:
+    """A built-in model, and what its float form answered so far."""
+
+    components: Components
+    truth: Remembered
+
+
+def open_model(name: str) -> Model:
+    """A built-in model of the zoo."""
+    components = load_components(ZOO / "models" / name)
+    return Model(components, Remembered(TorchDenoiser("float", load_denoiser(components))))
+
+
+def build(model: str, opened: Model, recipe_name: str, cache: Path, count: int) -> None:
     """Quantize a model by a built-in recipe into the zoo's artifacts, measure, and write the measurement beside it."""
-    folder, out = ZOO / "models" / model, ZOO / "artifacts" / model / recipe_name
-    defaults, recipe = model_defaults(folder), quant.load_recipe(recipe_name)
+    folder, out = opened.components.folder, ZOO / "artifacts" / model / recipe_name
+    recipe = quant.load_recipe(recipe_name)
     scratch = _scratch(cache / model, recipe)
-    order = QuantizationOrder(folder, out, recipe, calibration_prompts(), defaults, model, scratch=scratch)
+    order = QuantizationOrder(
+        folder, out, recipe, calibration_prompts(), model_defaults(folder), model, scratch=scratch
+    )
     with Progress() as bar:
         line = bar.add_task(f"{model}/{recipe_name}")
 
@@ -137,17 +155,29 @@ def build(model: str, recipe_name: str, cache: Path, count: int) -> None:
             bar.update(line, description=what, completed=done, total=total)
 
         quantize_folder(order, tell)
-        components, card = load_components(folder), card_of(out)
-        denoisers: dict[str, Denoiser] = {
-            "float": TorchDenoiser("float", load_denoiser(components)),
-            recipe_name: load_profile(card, components, Means(cache)),
-        }
-        features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
-        found = {one.profile: one for one in measure(components, denoisers, count, features, tell)}
-    for one in found.values():
-        print(json.dumps(one.summary() | {"profile": one.profile}))
-    summary = found[recipe_name].summary() | {"float_seconds": found["float"].seconds}
+        summary = summary_of(opened, card_of(out), Means(cache), count, tell)
+    print(json.dumps(summary | {"profile": recipe_name}))
     quant.set_fidelity(out, summary)
+
+
+def summary_of(
+    model: Model, card: ProfileCard, means: Means, count: int, progress: calibrate.Progress = calibrate.silent
+) -> dict[str, object]:
+    """What a manifest's `fidelity` holds: an artifact's pictures against float's, and seconds of both in turn."""
+    components, defaults = model.components, model_defaults(model.components.folder)
+    profile = load_profile(card, components, means)
+    features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
+    denoisers: dict[str, Denoiser] = {"float": model.truth, card.name: profile}
+    found = {one.profile: one for one in measure(components, denoisers, count, features, progress)}
+    plain: dict[str, Denoiser] = {"float": model.truth.denoiser, card.name: profile}
+    seconds = timed(components, plain, timed_prompts(), defaults)
+    told = {"seconds": seconds[card.name], "float_seconds": seconds["float"]}
+    return found[card.name].summary() | told
+
+
+def timed_prompts() -> list[str]:
+    """What is drawn to take the time of profiles."""
+    return [task.prompt for task in tasks(TIMED_PROMPTS)]
 
 
 def _scratch(cache: Path, recipe: quant.Recipe) -> Path:
@@ -165,8 +195,9 @@ def main() -> None:
     options.add_argument("--cache", type=Path, default=Path("build/cache"))
     choice = options.parse_args()
     for model in [choice.model] if choice.model else SHIPPED:
+        opened = open_model(model)
         for name in choice.recipes or SHIPPED[model]:
-            build(model, name, choice.cache, choice.count)
+            build(model, opened, name, choice.cache, choice.count)
 
 
 if __name__ == "__main__":
