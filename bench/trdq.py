@@ -74,6 +74,7 @@ def _build(row: Row, components: Components, artifact: Path, progress: calibrate
         row.model,
         seed=1000 * row.seed,
         scratch=WORK / "stages" / _stages(row),
+        plans=WORK / "plans" / f"{row.model}-{row.seed}",
     )
     quantize_folder(order, progress)
 

@@ -162,6 +162,8 @@ class QuantizationOrder:
         seed: of calibration pictures and of reconstruction.
         scratch: where finished stages are kept, so that a killed build goes on; by default beside `out` until it is
             done. Orders that differ in what becomes of weights must not share one.
+        plans: where guidance plans are kept, by default with the stages. Orders for one model may share it, whatever
+            becomes of weights.
     """
 
     folder: Path
@@ -172,6 +174,7 @@ class QuantizationOrder:
     model: str | None = None
     seed: int = 0
     scratch: Path | None = None
+    plans: Path | None = None
 
 
 def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Path:
@@ -199,11 +202,12 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
         "calibration": {"prompts": len(order.subjects), "seed": order.seed, **order.defaults.model_dump(mode="json")},
         "version": halftone_version(),
     }
-    plan = _planned(order, components, denoiser, stages, progress)
+    plans = quant.Stages(order.plans, _plan_key(order, sha256)) if order.plans else stages
+    plan = _planned(order, components, denoiser, plans, progress)
     if order.recipe.scope == "none":
         if plan is None:
             raise quant.RecipeError(f"recipe {order.recipe.name} neither quantizes anything nor plans guidance")
-        seconds = time.monotonic() - started + stages.resumed_seconds
+        seconds = time.monotonic() - started + plans.resumed_seconds
         save_plan(order.out, denoiser, plan, order.recipe, **about, build_seconds=seconds)
     else:
         run = runner(components, order.subjects, order.defaults, seed=order.seed, progress=progress)
@@ -213,7 +217,7 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
         work = quant.Work(stages, order.seed, progress)
         made = quant.quantize_(denoiser, order.recipe, statistics, work).noting(notes)
         progress("writing", 0, 1)
-        seconds = calibrated + work.seconds
+        seconds = calibrated + work.seconds + (plans.resumed_seconds if plans is not stages else 0.0)
         parts: Any = {"rotation": rotation, "guidance": plan, "build_seconds": seconds}
         quant.save(order.out, denoiser, made, order.recipe, **about, **parts)
     if order.scratch is None:
@@ -248,6 +252,12 @@ def _key(order: QuantizationOrder, sha256: str) -> str:
     """Equal for two orders exactly when the stages of one may be used by the other."""
     weights, subjects = quant.reconstruction_key(order.recipe), list(order.subjects)
     told = (weights, sha256, subjects, order.defaults.model_dump_json(), order.seed)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _plan_key(order: QuantizationOrder, sha256: str) -> str:
+    """Equal for two orders exactly when the guidance plans of one may be used by the other."""
+    told = (sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

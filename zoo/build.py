@@ -145,9 +145,9 @@ def build(model: str, opened: Model, recipe_name: str, cache: Path, count: int) 
     folder, out = opened.components.folder, ZOO / "artifacts" / model / recipe_name
     recipe = quant.load_recipe(recipe_name)
     scratch = _scratch(cache / model, recipe)
-    order = QuantizationOrder(
-        folder, out, recipe, calibration_prompts(), model_defaults(folder), model, scratch=scratch
-    )
+    prompts, defaults = calibration_prompts(), model_defaults(folder)
+    plans = cache / model / "plans"
+    order = QuantizationOrder(folder, out, recipe, prompts, defaults, model, scratch=scratch, plans=plans)
     with Progress() as bar:
         line = bar.add_task(f"{model}/{recipe_name}")
 

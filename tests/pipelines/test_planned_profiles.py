@@ -19,6 +19,7 @@ from pipelines.features import temporal_features
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import QuantizationOrder, QuantizedDenoiser, load_profile, quantize_folder
 from pipelines.tiny import save_tiny
+from quant.guidance.plan import GuidancePlan
 from quant.recipe_parts import Guidance
 
 DEFAULTS = Defaults(width=32, height=32, num_inference_steps=8, guidance_scale=4.0)
@@ -93,6 +94,26 @@ def test_a_killed_build_goes_on_with_its_plan(
         with pytest.raises(KeyboardInterrupt):
             quantize_folder(order(components, tmp_path / "w8a8-cfg", other, scratch=tmp_path / "stages"))
     assert manifest.guidance is not None and manifest.guidance.measured_error is not None
+
+
+def test_profiles_of_one_model_share_a_plan(
+    components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, alone = tmp_path / "plans", quant.load_recipe("float-cfg").model_copy(update={"guidance": PLAN})
+    first = quant.read_manifest(quantize_folder(order(components, tmp_path / "a", alone, plans=plans)).parent)
+    made: list[int] = []
+    make = quantized.make_plan
+
+    def counted(*given: Any, **told: Any) -> GuidancePlan:
+        made.append(1)
+        return make(*given, **told)
+
+    monkeypatch.setattr(quantized, "make_plan", counted)
+    recipe = quant.load_recipe("w8a8").model_copy(update={"name": "w8a8-cfg", "guidance": PLAN})
+    second = quant.read_manifest(quantize_folder(order(components, tmp_path / "b", recipe, plans=plans)).parent)
+    assert not made and second.guidance == first.guidance
+    quantize_folder(order(components, tmp_path / "c", recipe, plans=plans, seed=1))
+    assert made == [1], "other pictures, another plan"
 
 
 def test_what_has_no_guidance_or_nothing_to_do_is_refused(components: Components, tmp_path: Path) -> None:
