@@ -16,6 +16,7 @@ from pipelines.denoiser import TorchDenoiser
 from pipelines.drawing import draw_batch
 from pipelines.families import UnsupportedModel
 from pipelines.features import temporal_features
+from pipelines.guidance import make_plan
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import QuantizationOrder, QuantizedDenoiser, load_profile, quantize_folder
 from pipelines.tiny import save_tiny
@@ -102,7 +103,7 @@ def test_profiles_of_one_model_share_a_plan(
     plans, alone = tmp_path / "plans", quant.load_recipe("float-cfg").model_copy(update={"guidance": PLAN})
     first = quant.read_manifest(quantize_folder(order(components, tmp_path / "a", alone, plans=plans)).parent)
     made: list[int] = []
-    make = quantized.make_plan
+    make = make_plan
 
     def counted(*given: Any, **told: Any) -> GuidancePlan:
         made.append(1)
