@@ -13,11 +13,13 @@ from zoo.accuracy import unseen
 
 FIRST = "a large red circle left of a small blue square on a beige background"
 SCALE = 4
+SHEETS = {"shapes-unet": ("float", "w8a8"), "shapes-dit": ("float", "trdq-w4a8", "trdq-w4a8-cfg")}
+"""A picture for each model, with a line for each of these profiles."""
 
 
-def paint(url: str, prompt: str, profile: str, seed: int) -> Image.Image:
+def paint(url: str, model: str, prompt: str, profile: str, seed: int) -> Image.Image:
     """One picture from the service, enlarged without smoothing."""
-    body = {"prompt": prompt, "profile": profile, "seed": seed, "response_format": "url"}
+    body = {"model": model, "prompt": prompt, "profile": profile, "seed": seed, "response_format": "url"}
     answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120).raise_for_status().json()
     data = httpx.get(answer["data"][0]["url"]).raise_for_status().content
     picture = Image.open(io.BytesIO(data))
@@ -35,17 +37,18 @@ def sheet(rows: list[list[Image.Image]]) -> Image.Image:
 
 
 def main() -> None:
-    """Paint the first picture and the sheet of unseen prompts into a folder."""
+    """Paint the first picture and the sheets of unseen prompts into a folder."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--url", default="http://127.0.0.1:8000")
     options.add_argument("--out", type=Path, default=Path("docs/pictures"))
     choice = options.parse_args()
     choice.out.mkdir(parents=True, exist_ok=True)
-    paint(choice.url, FIRST, "w8a8", 7).save(choice.out / "first.png")
+    paint(choice.url, "shapes-unet", FIRST, "w8a8", 7).save(choice.out / "first.png")
     prompts = [task.prompt for pair in zip(unseen(1, 4), unseen(2, 4), strict=True) for task in pair]
-    rows = [[paint(choice.url, prompt, name, i) for i, prompt in enumerate(prompts)] for name in ("float", "w8a8")]
-    small = sheet(rows)
-    small.resize((small.width // 2, small.height // 2), Image.Resampling.NEAREST).save(choice.out / "shapes-unet.png")
+    for model, profiles in SHEETS.items():
+        rows = [[paint(choice.url, model, prompt, name, i) for i, prompt in enumerate(prompts)] for name in profiles]
+        small = sheet(rows)
+        small.resize((small.width // 2, small.height // 2), Image.Resampling.NEAREST).save(choice.out / f"{model}.png")
 
 
 if __name__ == "__main__":

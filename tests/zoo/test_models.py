@@ -33,15 +33,11 @@ def w8a8(components: Components, tmp_path_factory: pytest.TempPathFactory) -> Qu
     return load_quantized(build.card_of(ARTIFACT), components, build.Means(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.parametrize(("model", "count"), [("shapes-unet", 250), ("shapes-dit", 75)])
 @pytest.mark.parametrize(("things", "least"), [(1, 0.90), (2, 0.70)])
-def test_unseen_prompts_are_painted_right(things: int, least: float) -> None:
-    found = score(unseen(things, 250), painter(FOLDER))
+def test_unseen_prompts_are_painted_right(model: str, count: int, things: int, least: float) -> None:
+    found = score(unseen(things, count), painter(build.ZOO / "models" / model))
     assert found.accuracy >= least, found
-
-
-def test_the_transformer_paints_most_single_things_right() -> None:
-    found = score(unseen(1, 50), painter(build.ZOO / "models" / "shapes-dit"))
-    assert found.accuracy >= 0.8, found  # it is to reach what shapes-unet does
 
 
 @pytest.mark.parametrize("model", build.SHIPPED)
