@@ -269,7 +269,7 @@ def _kept(
         strategy, reason = strategies.get(leaf.name, ("cache", ""))
         if strategy in ("tib", "float"):
             found.append(KeptLeaf(name=leaf.name, reason=reason))
-        elif leaf.name in needed:
+        elif leaf.name in needed and not leaf.frontier:  # one that is selected has its layer beside its table
             found.append(KeptLeaf(name=leaf.name, reason="a layer that is kept reads it"))
         elif not leaf.frontier and shapes[leaf.name].reason:
             found.append(KeptLeaf(name=leaf.name, reason=shapes[leaf.name].reason))
