@@ -211,6 +211,15 @@ def test_what_a_kept_layer_reads_is_kept() -> None:
     assert plan.freed == sum(leaf.parameters for leaf in leaves if leaf.frontier and leaf.name != first)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_selected_layer_that_another_reads_is_looked_up_and_not_kept_as_well(name: str) -> None:
+    leaves, program, example = opened(make(name))
+    frontier = {leaf.name for leaf in leaves if leaf.frontier}
+    plan = make_plan(program, leaves, example, {"timestep": SCHEDULE}, choices=dict.fromkeys(frontier, "select"))
+    assert {one.name for one in plan.lookups} == frontier
+    assert {one.name for one in plan.kept} == {leaf.name for leaf in leaves} - frontier
+
+
 def test_broken_weights_are_told() -> None:
     tiny = make("unet")
     leaves, program, example = opened(tiny)
