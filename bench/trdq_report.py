@@ -31,8 +31,9 @@ one, mean of the layers that are rounded.
 - `published`: TR-DQ as its authors' code has it: 20 ranges, each with own factors (exponent searched), greedy rotation,
   permutation and 4-bit copy of all weights. It has no fast form: reference backend.
 - `served`: one rotation, one factor for each channel, one integer weight; a scale for each token; AdaRound with
-  {iterations} iterations a block (`served, nearest`: none). `+ cache`: temporal features in tables. `+ cfg`: and a
-  guidance plan.
+  {iterations} iterations a block (`served, nearest`: none). `served, mixed`: and 8-bit weights for the layers that
+  matter most, as shipped; all other rows have the same bits everywhere. `+ cache`: temporal features in tables.
+  `+ cfg`: and a guidance plan.
 
 Rivals leave temporal layers float, as their papers do, and so does `served`; rtn, rotation and ranges round them too.
 """

@@ -31,6 +31,7 @@ BASES: Final = {
     "published": "trdq-published",
     "served, nearest": "trdq-w4a8",
     "served": "trdq-w4a8",
+    "served, mixed": "trdq-w4a8",
     "served + cache": "trdq-w4a8",
     "served + cache + cfg": "trdq-w4a8-cfg",
 }
@@ -71,7 +72,8 @@ def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Reci
     """The recipe of a row: a built-in one at other bits, iterations, and maintenance of temporal layers.
 
     Rivals leave temporal layers float, as their papers do; rtn, rotation and ranges round everything. `served` leaves
-    them float too, so that `served + cache` shows what tables change.
+    them float too, so that `served + cache` shows what tables change. All round every other layer to the same bits, but
+    for `served, mixed`, which treats sensitive layers as the shipped recipe does.
     """
     base = quant.load_recipe(BASES[method])
     changes: dict[str, Any] = {
@@ -81,7 +83,9 @@ def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Reci
     }
     if method in OURS:
         changes |= {"rounding": base.rounding.model_copy(update={"iterations": iterations}), "guidance": Guidance()}
-        changes |= {"sensitive": Sensitive(), "temporal": Temporal(maintenance="float")}
+        changes |= {"temporal": Temporal(maintenance="float")}
+    if method in OURS and method != "served, mixed":
+        changes["sensitive"] = Sensitive()
     if method == "served, nearest":
         changes["rounding"] = Rounding()
     if "cache" in method:

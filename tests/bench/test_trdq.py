@@ -20,7 +20,8 @@ def test_every_method_has_its_rows() -> None:
 
 
 def test_rows_differ_in_what_their_names_say() -> None:
-    served, cached, planned = (recipe_of(method, (4, 8), 0, 8) for method in OURS[1:])
+    served, mixed, cached, planned = (recipe_of(method, (4, 8), 0, 8) for method in OURS[1:])
+    assert served.sensitive.bytes == cached.sensitive.bytes == 0 < mixed.sensitive.bytes
     assert (served.temporal.maintenance, cached.temporal.maintenance) == ("float", "cache")
     assert (cached.guidance.method, planned.guidance.method) == ("none", "plan")
     assert {one.rounding.method for one in (served, cached, planned)} == {"adaround"}
