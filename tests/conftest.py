@@ -6,7 +6,9 @@ it also runs asynchronous fixtures, in the loop of the test. No other plugin is 
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,9 @@ from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer, connect, resolve
 from jobs.request import ImageRequest
 from jobs.settings import Settings
+
+if shutil.which("nvidia-smi") is None:  # GPU kernels run in Triton's interpreter; it asks once, when first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import nn
 
 from quant.artifact import load_fallback, load_into
@@ -18,7 +20,10 @@ from quant.temporal.features import FeatureSource
 from quant.temporal.program import TemporalProgram
 
 BACKENDS = ("openvino", "reference")
-"""The backends that run artifacts."""
+"""The backends that run artifacts on any machine."""
+
+GPU_BACKENDS = ("cuda",)
+"""Those that run artifacts where their device is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,14 @@ class Options:
     Attributes:
         cache_dir: where compiled code may be kept between processes.
         threads: CPU threads of one call; 0 leaves it to the backend.
+        gpu_dtype: what everything that is not quantized is computed in, on a GPU.
+        gpu_products: what 8-bit linears run in there: int8 as calibrated, fp8, or the faster of both.
     """
 
     cache_dir: Path
     threads: int = 0
+    gpu_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gpu_products: Literal["int8", "fp8", "measured"] = "int8"
 
 
 def open_backend(
@@ -76,4 +85,15 @@ def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, option
         from quant.backends.openvino import OpenVinoExecutable
 
         return OpenVinoExecutable(module, manifest, options.cache_dir, threads=options.threads, patterns=patterns)
-    raise BackendError(f"no backend {name!r}; known: {', '.join(BACKENDS)}")
+    if name == "cuda":
+        return _cuda(module, options, patterns)
+    raise BackendError(f"no backend {name!r}; known: {', '.join(BACKENDS + GPU_BACKENDS)}")
+
+
+def _cuda(module: Callable[[], nn.Module], options: Options, patterns: Patterns) -> Executable:
+    try:
+        from quant.backends.cuda import CudaExecutable
+    except ModuleNotFoundError as error:
+        raise BackendError(f"the cuda backend needs Triton, which torch's builds for CUDA bring: {error}") from error
+    dtype: torch.dtype = getattr(torch, options.gpu_dtype)
+    return CudaExecutable(module, options.cache_dir, dtype=dtype, products=options.gpu_products, patterns=patterns)
