@@ -1,7 +1,7 @@
-"""`python -m bench [load] [cpu] [memory] [switch] [scale] [tfmq] [trdq]`: runs benches and keeps their results.
+"""`python -m bench [load] [cpu] [gpu] [memory] [switch] [scale] [tfmq] [trdq]`: runs benches and keeps their results.
 
-`cpu`, `memory`, `switch` and `scale` set ours beside rivals, for hours; `--quick` shows in minutes that they work.
-`--subject` and `--rival` take one thing, or one rival, at a time.
+`cpu`, `gpu`, `memory`, `switch` and `scale` set ours beside rivals, for hours; `--quick` shows in minutes that they
+work. `--subject` and `--rival` take one thing, or one rival, at a time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cpu, cpu_cells, load, memory, scale, switch, tfmq, trdq
+from bench import cpu, cpu_cells, gpu, load, memory, scale, switch, tfmq, trdq
 from bench.cpu_cells import Size
 
 BENCHES: dict[str, Callable[[], None]] = {"load": load.run, "tfmq": tfmq.run, "trdq": trdq.run}
 Beside = tuple[Callable[[Size], None], Size, Size]
 BESIDE_RIVALS: dict[str, Beside] = {
+    "gpu": (gpu.run, gpu.FULL, gpu.QUICK),
     "cpu": (cpu.run, cpu_cells.FULL, cpu_cells.QUICK),
     "memory": (memory.run, memory.FULL, memory.QUICK),
     "switch": (switch.run, switch.FULL, switch.QUICK),
