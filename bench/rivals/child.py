@@ -97,7 +97,8 @@ class Child:
         files = self._rival.files(self._work)
         fallbacks = getattr(self._runner, "fallbacks", 0)
         size = sum(path.stat().st_size for path in files)
-        return {"peak": peak_bytes(), "rss": rss_bytes(), "disk": size, "fallbacks": fallbacks, "read": _read_bytes()}
+        now = rss_bytes()  # before the peak, which may still grow by a page
+        return {"peak": peak_bytes(), "rss": now, "disk": size, "fallbacks": fallbacks, "read": _read_bytes()}
 
     def forget(self) -> Found:
         """Has the system drop its cached copies of all models' and rivals' files."""
