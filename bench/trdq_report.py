@@ -82,7 +82,8 @@ def _tables(found: Sequence[Found]) -> list[tuple[str, list[Found]]]:
     sets = []
     for (model, bits), seeds in SEEDS.items():
         rows = [row for row in found if row["model"] == model and tuple(row["bits"]) == bits]
-        spread = f", mean and deviation over {len(seeds)} calibration seeds" if len(seeds) > 1 else ""
+        made = len({row["seed"] for row in rows})
+        spread = f", mean and deviation over {made} of {len(seeds)} calibration seeds" if len(seeds) > 1 else ""
         sets.append((f"{model} W{bits[0]}A{bits[1]}{spread}", rows))
     return [(title, rows) for title, rows in sets if rows]
 
@@ -109,12 +110,13 @@ def verdict(truths: Mapping[str, Found], found: Sequence[Found]) -> list[str]:
         f"- shapes-dit W4A8: served is {gap_learned:+.2f} dB from published (aim at least -0.5), rounded to nearest "
         f"{gap:+.2f} dB, at {share:.2f} of its weight bytes (aim 0.1)."
     )
+    fields, scaled = ("psnr_db", "prompt_accuracy", "speed", "saving"), list(map(_scaled, found))
     full, planned = (
-        {field: _mean(found, method, field) for field in ("psnr_db", "prompt_accuracy", "seconds", "saving")}
+        {field: _mean(scaled, method, field) for field in fields}
         for method in ("served + cache", "served + cache + cfg")
     )
     lost, accuracy = (full[field] - planned[field] for field in ("psnr_db", "prompt_accuracy"))
-    faster, saved = full["seconds"] / planned["seconds"], planned["saving"]
+    faster, saved = planned["speed"] / full["speed"], planned["saving"]
     told.append(
         f"- shapes-dit W4A8: the guidance plan saves {saved:.1%} of the multiply-adds (aim 35%) at {lost:.2f} dB "
         f"(aim under 1) and {100 * accuracy:.2f} points of prompt accuracy (aim under 0.5), {faster:.2f}x as fast."
