@@ -26,7 +26,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 def keep(name: str, found: Mapping[str, object], text: str) -> None:
     """Write a bench's JSON and Markdown under bench/results/, and print the Markdown and one JSON line."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(json.dumps(found))
