@@ -19,9 +19,8 @@ from bench.gpu_time import Work, microseconds
 from bench.table import Found
 from quant.kernels.forms import NOTHING_BEFORE, After
 from quant.kernels.fp8_linear import fp8_linear, to_fp8, why_not
-from quant.kernels.int4_linear import int4_linear, pack_rows
 from quant.kernels.int8_conv import Window, int8_conv
-from quant.kernels.int8_linear import int8_linear
+from quant.kernels.linear import int4_linear, int8_linear, pack_rows
 from quant.kernels.quantize import quantize_scaled, quantize_tokens
 
 REPEATS: Final = 20

@@ -18,9 +18,8 @@ from triton.runtime.errors import OutOfResources
 from bench.gpu_time import Work, microseconds, name_of
 from quant.kernels import tuning
 from quant.kernels.forms import After
-from quant.kernels.int4_linear import int4_linear, pack_rows
 from quant.kernels.int8_conv import Window, int8_conv
-from quant.kernels.int8_linear import int8_linear
+from quant.kernels.linear import int4_linear, int8_linear, pack_rows
 from quant.kernels.tuning import Config, Entry, Table
 
 LINEARS: Final = tuple(

@@ -113,6 +113,12 @@ def _vae() -> Any:
     ).eval()
 
 
+def _scheduler(betas: str) -> Any:
+    return diffusers.DDIMScheduler(
+        prediction_type="v_prediction", clip_sample=False, beta_schedule=betas, steps_offset=1
+    )
+
+
 def _stable_diffusion(unet: Any) -> Any:
     tokenizer, width = clip_tokenizer(), unet.config.cross_attention_dim
     tokenizer.model_max_length = CLIP_TOKENS
@@ -132,9 +138,7 @@ def _stable_diffusion(unet: Any) -> Any:
         text_encoder=transformers.CLIPTextModel(config).eval(),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=diffusers.DDIMScheduler(
-            prediction_type="v_prediction", clip_sample=False, beta_schedule="scaled_linear", steps_offset=1
-        ),
+        scheduler=_scheduler("scaled_linear"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -157,9 +161,7 @@ def _pixart(transformer: Any) -> Any:
         text_encoder=transformers.T5EncoderModel(config).eval(),
         tokenizer=tokenizer,
         transformer=transformer,
-        scheduler=diffusers.DDIMScheduler(
-            prediction_type="v_prediction", clip_sample=False, beta_schedule="linear", steps_offset=1
-        ),
+        scheduler=_scheduler("linear"),
     )
 
 

@@ -99,7 +99,9 @@ def compared(
         plain: dict[str, Denoiser] = {"float": truth.denoiser, card.name: profile}
         seconds = timed(components, plain, timed_prompts(), model_defaults(components.folder))
     told |= {**_numbers(found[card.name].as_json()), "seconds": seconds.get(card.name)}
-    return {**told, "float_seconds": seconds.get("float")}, _numbers(found["float"].as_json())
+    told["float_seconds"] = seconds.get("float")
+    of_float = {name: value for name, value in _numbers(found["float"].as_json()).items() if name != "seconds"}
+    return told, of_float
 
 
 def _numbers(found: Found) -> Found:

@@ -81,10 +81,23 @@ class Rival(Protocol):
         """What it reads weights from: files that an installation of it would have on disk."""
 
 
+class AtOpening:
+    """What rivals share that read the float32 files, and make what they run of them, at every opening."""
+
+    builds = False
+
+    def build(self, work: Work) -> None:
+        """Nothing is made before."""
+
+    def files(self, work: Work) -> list[Path]:
+        """The float32 files; none where the module is made by code."""
+        return [] if work.source is None else sorted(work.source.glob("*.safetensors"))
+
+
 CPU: Final[Mapping[str, str]] = {
     "torch-fp32": "torch_float:FP32",
     "torch-bf16": "torch_float:BF16",
-    "torch-bf16-compiled": "torch_compiled:BF16",
+    "torch-bf16-compiled": "torch_float:BF16_COMPILED",
     "torchao-int8": "torchao_int8:EAGER",
     "torchao-int8-compiled": "torchao_int8:COMPILED",
     "quanto-int8": "quanto_int8:INT8",
@@ -119,8 +132,3 @@ def missing(package: str, install: str) -> str | None:
     if importlib.util.find_spec(package) is not None:
         return None
     return f"not installed (no module {package}); pip install {install}"
-
-
-def safetensors_of(folder: Path | None) -> list[Path]:
-    """The weights files of a diffusers folder; none where the module is made by code."""
-    return [] if folder is None else sorted(folder.glob("*.safetensors"))

@@ -6,25 +6,23 @@ int8 runs compiled and eager: people quote how slow the latter is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from bench.rivals import Runner, Work, missing, safetensors_of
-from bench.rivals.gpu_runner import GpuRunner, without_gpu
+from bench.rivals import AtOpening, Runner, Work, missing
+from bench.rivals.torch_runner import TorchRunner, without_gpu
 from pipelines.denoiser import channels_last
 
 
 @dataclass(frozen=True)
-class GpuTorchao:
+class GpuTorchao(AtOpening):
     """`quantize_` of the bfloat16 module."""
 
     name: str
     kind: Literal["int8", "fp8"]
     compiled: bool
     note: str
-    builds: bool = False
 
     def why_not(self) -> str | None:
         """Whether there is a GPU, fp8 on it where it is needed, and torchao."""
@@ -32,9 +30,6 @@ class GpuTorchao:
         if reason is None and self.kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
             return f"{torch.cuda.get_device_name()} has no fp8"
         return reason
-
-    def build(self, work: Work) -> None:
-        """Nothing is to be made."""
 
     def open(self, work: Work) -> Runner:
         """The module, read, moved and quantized."""
@@ -48,11 +43,7 @@ class GpuTorchao:
         quantization.quantize_(module, config)
         if self.compiled:
             module.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-        return GpuRunner(module, torch.bfloat16)
-
-    def files(self, work: Work) -> list[Path]:
-        """The float32 files."""
-        return safetensors_of(work.source)
+        return TorchRunner(module, torch.bfloat16, "cuda")
 
 
 INT8 = GpuTorchao("torchao-int8-compiled", "int8", True, "linears int8, a scale for each token; the rest bfloat16")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.rivals import Runner, Work, missing, safetensors_of
+from bench.rivals import AtOpening, Runner, Work, missing
 from bench.rivals.torch_runner import TorchRunner
 
 MOST_CALLS = 8
@@ -13,19 +12,15 @@ MOST_CALLS = 8
 
 
 @dataclass(frozen=True)
-class QuantoInt8:
+class QuantoInt8(AtOpening):
     """`quantize`, `Calibration`, `freeze`, at every opening from the float32 files."""
 
     name: str
     note: str
-    builds: bool = False
 
     def why_not(self) -> str | None:
         """Whether it is installed."""
         return missing("optimum.quanto", "optimum-quanto") if missing("optimum", "") is None else _ABSENT
-
-    def build(self, work: Work) -> None:
-        """Nothing is to be made."""
 
     def open(self, work: Work) -> Runner:
         """The module, read, calibrated and frozen."""
@@ -39,10 +34,6 @@ class QuantoInt8:
                 runner.run(call)
         freeze(module)
         return runner
-
-    def files(self, work: Work) -> list[Path]:
-        """The float32 files."""
-        return safetensors_of(work.source)
 
 
 _ABSENT = "not installed (no module optimum.quanto); pip install optimum-quanto"

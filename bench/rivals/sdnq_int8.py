@@ -7,26 +7,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.rivals import Runner, Work, missing, safetensors_of
+from bench.rivals import AtOpening, Runner, Work, missing
 from bench.rivals.torch_runner import TorchRunner
 
 
 @dataclass(frozen=True)
-class SdnqInt8:
+class SdnqInt8(AtOpening):
     """`from_pretrained(quantization_config=SDNQConfig(...))`, at every opening from the float32 files."""
 
     name: str
     note: str
-    builds: bool = False
 
     def why_not(self) -> str | None:
         """Whether the user installed it."""
         return missing("sdnq", "sdnq (GPL-3.0, yours to choose)")
-
-    def build(self, work: Work) -> None:
-        """Nothing is to be made."""
 
     def open(self, work: Work) -> Runner:
         """The module, read and quantized.
@@ -44,10 +39,6 @@ class SdnqInt8:
         options = SDNQConfig(weights_dtype="int8", use_quantized_matmul=True)
         module = kind.from_pretrained(work.source, quantization_config=options, local_files_only=True)  # type: ignore[attr-defined]
         return TorchRunner(module.requires_grad_(False))
-
-    def files(self, work: Work) -> list[Path]:
-        """The float32 files."""
-        return safetensors_of(work.source)
 
 
 INT8 = SdnqInt8("sdnq-int8", "linears, int8 products with a scale for each token; convolutions by float products")

@@ -7,28 +7,23 @@ form of them on CPUs. float32 in and out, since that was the faster base on CPUs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.rivals import Runner, Work, missing, safetensors_of
+from bench.rivals import AtOpening, Runner, Work, missing
 from bench.rivals.torch_runner import TorchRunner, without_compiler
 from pipelines.denoiser import channels_last
 
 
 @dataclass(frozen=True)
-class TorchaoInt8:
+class TorchaoInt8(AtOpening):
     """`quantize_` by `Int8DynamicActivationInt8WeightConfig`."""
 
     name: str
     compiled: bool
     note: str
-    builds: bool = False
 
     def why_not(self) -> str | None:
         """Whether it is installed, and a compiler where it needs one."""
         return missing("torchao", "torchao") or (without_compiler() if self.compiled else None)
-
-    def build(self, work: Work) -> None:
-        """Nothing is to be made."""
 
     def open(self, work: Work) -> Runner:
         """The module, read and quantized."""
@@ -39,10 +34,6 @@ class TorchaoInt8:
         if self.compiled:
             module.compile(dynamic=False)
         return TorchRunner(module)
-
-    def files(self, work: Work) -> list[Path]:
-        """The float32 files."""
-        return safetensors_of(work.source)
 
 
 EAGER = TorchaoInt8("torchao-int8", False, "linears int8, a scale for each token; convolutions float32; eager")

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from quant.errors import BackendError
 from quant.kernels.forms import NOTHING_BEFORE, After, Before, middle, offset_of, scales_of
-from quant.kernels.int4_linear import int4_linear, pack_rows
 from quant.kernels.int8_conv import Window, int8_conv
-from quant.kernels.int8_linear import int8_linear
+from quant.kernels.linear import int4_linear, int8_linear, pack_rows
 from quant.kernels.quantize import quantize_scaled, quantize_tokens
 from quant.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from quant.rotation.transform import InputTransform
@@ -118,7 +117,7 @@ class KernelLinear(KernelLayer):
     """A linear layer [..., in] to [..., out], both of the model's dtype. Weights of 4 bits are held two to a byte.
 
     Buffers, beside those of `KernelLayer`:
-        integers: int8 [out, in], or uint8 [out, ceil(in / 2)], see `quant.kernels.int4_linear`.
+        integers: int8 [out, in], or uint8 [out, ceil(in / 2)], see `quant.kernels.linear.pack_rows`.
         factors: [in] float32, signs: [b] float32, of a transform of the input (`quant.rotation.transform`) that is
             computed on the way; each absent where there is none.
     """

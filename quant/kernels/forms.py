@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Norm = Literal["none", "layer", "rms"]
 Activation = Literal["none", "gelu_tanh", "gelu", "silu"]
+Name = TypeVar("Name", bound=str)
 
 NORMS: Final[tuple[Norm, ...]] = ("none", "layer", "rms")
 ACTIVATIONS: Final[tuple[Activation, ...]] = ("none", "gelu_tanh", "gelu", "silu")
@@ -58,6 +60,10 @@ class After:
     residual: Tensor | None = None
     gate: Tensor | None = None
 
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, str, Tensor | None, Tensor | None]:
+        """Its attributes in order, as operators take them."""
+        return self.row_scale, self.offset, self.bias, self.activation, self.residual, self.gate
+
 
 _LEAST: Final = 1e-30
 """`quant.tokens` has the same least scale."""
@@ -77,10 +83,7 @@ def norm_of(name: str) -> Norm:
     Raises:
         ValueError: there is none.
     """
-    for known in NORMS:
-        if name == known:
-            return known
-    raise ValueError(f"no norm {name!r}; known: {', '.join(NORMS)}")
+    return _named(name, NORMS, "norm")
 
 
 def activation_of(name: str) -> Activation:
@@ -89,10 +92,26 @@ def activation_of(name: str) -> Activation:
     Raises:
         ValueError: there is none.
     """
-    for known in ACTIVATIONS:
-        if name == known:
-            return known
-    raise ValueError(f"no activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return _named(name, ACTIVATIONS, "activation")
+
+
+def _named(name: str, known: tuple[Name, ...], kind: str) -> Name:
+    for one in known:
+        if name == one:
+            return one
+    raise ValueError(f"no {kind} {name!r}; known: {', '.join(known)}")
+
+
+def dtype_of(arguments: Sequence[object]) -> torch.dtype:
+    """The output's dtype, which operators with an `After` take last.
+
+    Raises:
+        TypeError: it is none.
+    """
+    dtype = arguments[-1]
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"the last argument is the dtype of the output, not {dtype!r}")
+    return dtype
 
 
 def scales_of(least: Tensor, most: Tensor, zero_point: int, high: int) -> Tensor:

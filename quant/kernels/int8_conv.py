@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quant.kernels import tuning
 from quant.kernels.device import ceil_div, direct, jit, launch
-from quant.kernels.forms import ACTIVATIONS, NOTHING_AFTER, After, activation_of
+from quant.kernels.forms import ACTIVATIONS, NOTHING_AFTER, After, activation_of, dtype_of
 from quant.kernels.parts import finish
 from quant.kernels.product import check, epilogue, tile
 
@@ -67,8 +67,8 @@ def int8_conv(
     high, wide = window.output(x.shape[1], x.shape[2], (weight.shape[1], weight.shape[2]))
     check(x, weight, channel_scale, after, x.shape[0] * high * wide, weight.shape[0], weight[:1].numel())
     steps = [*window.stride, *window.padding, *window.dilation]
-    parts = (after.row_scale, after.offset, after.bias, after.activation, after.residual, after.gate)
-    out: Tensor = (_int8_conv if direct(x) else _int8_conv_op)(x, weight, channel_scale, blank, steps, *parts, dtype)
+    run = _int8_conv if direct(x) else _int8_conv_op
+    out: Tensor = run(x, weight, channel_scale, blank, steps, *after.parts(), dtype)
     return out
 
 
@@ -110,12 +110,7 @@ def _int8_conv(
         taps=weight.shape[1] * weight.shape[2],
         whole=depth % config.depth == 0,
         activation=ACTIVATIONS.index(after.activation),
-        block_rows=config.rows,
-        block_columns=config.columns,
-        block_depth=config.depth,
-        group=config.group,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **config.as_launched(),
     )
     return out
 
@@ -125,10 +120,7 @@ _int8_conv_op = torch.library.custom_op("halftone::int8_conv", mutates_args=())(
 
 @_int8_conv_op.register_fake
 def _(x: Tensor, weight: Tensor, _: Tensor, __: int, window: list[int], *rest: object) -> Tensor:
-    dtype = rest[-1]
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"the last argument is the dtype of the output, not {dtype!r}")
-    return x.new_empty(_shape(x, weight, window), dtype=dtype)
+    return x.new_empty(_shape(x, weight, window), dtype=dtype_of(rest))
 
 
 def _shape(x: Tensor, weight: Tensor, window: list[int]) -> tuple[int, int, int, int]:

@@ -47,12 +47,7 @@ def multiply(x: Tensor, weight: Tensor, channel_scale: Tensor, after: After, out
         integer=x.dtype is torch.int8,
         widened=interpreted(),
         activation=ACTIVATIONS.index(after.activation),
-        block_rows=config.rows,
-        block_columns=config.columns,
-        block_depth=config.depth,
-        group=config.group,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **config.as_launched(),
     )
 
 

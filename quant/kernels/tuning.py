@@ -34,6 +34,11 @@ class Config(BaseModel):
     warps: int = Field(ge=1, le=32)
     stages: int = Field(ge=1, le=8)
 
+    def as_launched(self) -> dict[str, int]:
+        """By the names that kernels of products, and their launch, have for it."""
+        tile = {"block_rows": self.rows, "block_columns": self.columns, "block_depth": self.depth, "group": self.group}
+        return {**tile, "num_warps": self.warps, "num_stages": self.stages}
+
 
 class Entry(BaseModel):
     """The config of a kernel for products [m, k] x [k, n]."""

@@ -19,7 +19,7 @@ from bench.calls import Answered
 from bench.gpu_tune import Shape
 from bench.made import Layer
 from bench.rivals import Runner, Work, rival
-from bench.rivals.gpu_runner import without_gpu
+from bench.rivals.torch_runner import without_gpu
 from quant.kernels import tuning
 from quant.kernels.tuning import Config
 

@@ -20,9 +20,8 @@ from triton.compiler import ASTSource
 
 from quant.kernels import fp8_linear, int8_conv, product, quantize, tuning
 from quant.kernels.forms import After, Before
-from quant.kernels.int4_linear import int4_linear, pack_rows
 from quant.kernels.int8_conv import Window
-from quant.kernels.int8_linear import int8_linear
+from quant.kernels.linear import int4_linear, int8_linear, pack_rows
 
 Told = dict[str, Any]
 TARGET = GPUTarget("cuda", 90, 32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from quant.kernels import reference
 from quant.kernels.forms import After
 from quant.kernels.int8_conv import Window, int8_conv
-from tests.quant.kernels.on import DEVICE
+from tests.quant.kernels.on import DEVICE, check_operator
 
 WINDOWS: dict[str, tuple[tuple[int, int], Window]] = {
     "1x1": ((1, 1), Window()),
@@ -94,4 +94,4 @@ def test_compiled_graphs_do_not_break_and_operators_keep_their_promises() -> Non
 
     assert torch.equal(torch.compile(twice, fullgraph=True, backend="eager")(x), twice(x))
     rest = (None, None, scales, "none", None, None, torch.float32)
-    torch.library.opcheck(torch.ops.halftone.int8_conv.default, (x, weight, scales, 5, [1, 1, 1, 1, 1, 1], *rest))
+    check_operator(torch.ops.halftone.int8_conv.default, (x, weight, scales, 5, [1, 1, 1, 1, 1, 1], *rest))

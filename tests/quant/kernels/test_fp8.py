@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quant.kernels.fp8_linear import fp8_linear, quantize_fp8, to_fp8, why_not
-from tests.quant.kernels.on import DEVICE
+from tests.quant.kernels.on import DEVICE, check_operator
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -59,4 +59,4 @@ def test_what_has_no_product_is_told() -> None:
         fp8_linear(numbers(2, 48), numbers(16, 48), numbers(16))
     with pytest.raises(ValueError, match="rows must be contiguous float"):
         quantize_fp8(numbers(4, 4).T)
-    torch.library.opcheck(torch.ops.halftone.quantize_fp8.default, (numbers(3, 20),))
+    check_operator(torch.ops.halftone.quantize_fp8.default, (numbers(3, 20),))

@@ -12,10 +12,9 @@ from torch import Tensor
 from quant.errors import BackendError
 from quant.kernels import reference
 from quant.kernels.forms import ACTIVATIONS, NOTHING_AFTER, Activation, After, activation_of, norm_of, offset_of
-from quant.kernels.int4_linear import int4_linear, pack_rows
-from quant.kernels.int8_linear import int8_linear
+from quant.kernels.linear import int4_linear, int8_linear, pack_rows
 from quant.kernels.quantize import quantize_tokens
-from tests.quant.kernels.on import DEVICE
+from tests.quant.kernels.on import DEVICE, check_operator
 
 SHAPES = [(1, 1, 1), (1, 40, 33), (0, 8, 16), (3, 5, 7), (17, 19, 130), (70, 9, 16), (5, 0, 8), (2, 66, 97)]
 """M, N, K."""
@@ -180,8 +179,7 @@ def test_compiled_graphs_do_not_break(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", KERNELS)
-def test_the_operators_keep_their_promises(bits: int) -> None:
-    operator = getattr(torch.ops.halftone, f"int{bits}_linear").default
-    follows = after(4, 6)
-    rest = (follows.row_scale, follows.offset, follows.bias, "gelu", follows.residual, follows.gate, torch.float16)
-    torch.library.opcheck(operator, (integers(4, 10), made(bits, 6, 10), numbers(6), *rest))
+def test_the_operator_keeps_its_promises(bits: int) -> None:
+    follows = replace(after(4, 6), activation="gelu").parts()
+    arguments = (integers(4, 10), made(bits, 6, 10), numbers(6), *follows, bits == 4, torch.float16)
+    check_operator(torch.ops.halftone.integer_linear.default, arguments)

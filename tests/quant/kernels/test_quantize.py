@@ -12,7 +12,7 @@ from quant.kernels import reference
 from quant.kernels.forms import Before, Norm, middle
 from quant.kernels.quantize import quantize_scaled, quantize_tokens
 from quant.tokens import round_tokens
-from tests.quant.kernels.on import DEVICE
+from tests.quant.kernels.on import DEVICE, check_operator
 
 SHAPES = [(1, 1, 1), (1, 1, 33), (2, 5, 48), (3, 7, 31), (0, 4, 8), (2, 0, 8), (1, 19, 130)]
 GRIDS = [(128, 255), (0, 255), (255, 255), (37, 255), (8, 15), (3, 15)]
@@ -158,6 +158,6 @@ def test_compiled_graphs_do_not_break() -> None:
 
 def test_the_operators_keep_their_promises() -> None:
     x, none = numbers(2, 3, 16), (None,) * 6
-    torch.library.opcheck(torch.ops.halftone.quantize_tokens.default, (x, 128, 255, "none", 1e-5, *none))
+    check_operator(torch.ops.halftone.quantize_tokens.default, (x, 128, 255, "none", 1e-5, *none))
     inverse = torch.ones(1, device=DEVICE)
-    torch.library.opcheck(torch.ops.halftone.quantize_scaled.default, (x, inverse, 128, 255, "none", 1e-5, *none))
+    check_operator(torch.ops.halftone.quantize_scaled.default, (x, inverse, 128, 255, "none", 1e-5, *none))
