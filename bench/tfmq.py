@@ -19,7 +19,8 @@ from bench.tfmq_rows import Row, rows
 from pipelines import calibrate
 from pipelines.denoiser import TorchDenoiser
 from pipelines.load import Components, load_components, load_denoiser, quiet
-from pipelines.quantized import denoiser_sha256, halftone_version
+from pipelines.order import halftone_version
+from pipelines.quantized import denoiser_sha256
 from zoo.beside import Remembered
 from zoo.build import ZOO, calibration_prompts, model_defaults
 
@@ -28,7 +29,8 @@ WORK = Path("build/tfmq")
 ITERATIONS = 150
 TEMPORAL_ITERATIONS = 500
 PROMPTS = 256
-CALIBRATION_PROMPTS = 32
+CALIBRATION_PROMPTS = 256
+OBSERVED_PROMPTS = 32
 
 Shared = dict[str, tuple[quant.Statistics, float]]
 """Calibration statistics of the group of rows that is being made, and the seconds they took."""
@@ -47,6 +49,7 @@ def run() -> None:
         "temporal_iterations": TEMPORAL_ITERATIONS,
         "prompts": PROMPTS,
         "calibration_prompts": CALIBRATION_PROMPTS,
+        "observed_prompts": OBSERVED_PROMPTS,
         "machine": describe(),
     }
     found = [one for row in all_rows if (one := kept.read(row.name)) is not None]
@@ -71,13 +74,11 @@ def _build(row: Row, components: Components, artifact: Path, statistics: Shared)
     started = time.monotonic()
     denoiser = load_denoiser(components)
     if row.group not in statistics:
-        run_it = calibrate.runner(
-            components,
-            calibration_prompts(CALIBRATION_PROMPTS),
-            model_defaults(components.folder),
-            seed=1000 * row.seed,
-        )
-        found = quant.calibrate_for(denoiser, run_it, _calibrating(row.recipe), seed=row.seed)
+        prompts, seed = calibration_prompts(CALIBRATION_PROMPTS), 1000 * row.seed
+        drawn = partial(calibrate.runner, components, defaults=model_defaults(components.folder))
+        few = drawn(prompts[:OBSERVED_PROMPTS], seed=seed)
+        more = drawn(prompts[OBSERVED_PROMPTS:], seed=seed + OBSERVED_PROMPTS)
+        found = quant.calibrate_for(denoiser, few, _calibrating(row.recipe), more=more, seed=row.seed)
         statistics[row.group] = (found, time.monotonic() - started)
     seen, seconds = statistics[row.group]
     work = quant.Work(quant.Stages(WORK / "stages" / _stage_key(row), _stage_key(row)), row.seed)
@@ -89,7 +90,7 @@ def _build(row: Row, components: Components, artifact: Path, statistics: Shared)
         row.recipe,
         model=MODEL,
         model_sha256=denoiser_sha256(components.folder, components.denoiser_part),
-        calibration={"prompts": CALIBRATION_PROMPTS, "seed": row.seed},
+        calibration={"prompts": CALIBRATION_PROMPTS, "observed": OBSERVED_PROMPTS, "seed": row.seed},
         version=halftone_version(),
         build_seconds=seconds + work.seconds,
     )

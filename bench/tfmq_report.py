@@ -18,11 +18,11 @@ OUT = Path("docs/results")
 HEAD = """# Temporal features kept: what each way is worth
 
 Made by `python -m bench tfmq` (resumes row by row); numbers also in `tfmq.json`. Model: shapes-unet, 25 DDIM steps,
-guidance 3; {prompts} unseen prompts, the same seeds and noise for all rows; {calibration_prompts} calibration prompts;
-{iterations} iterations of batch 32 for every block of every method but rtn, {temporal_iterations} for TIAR as
-published. Each row was made on {cores} core(s) of {processor}, {date}, and drawn by
-the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy; 100 dB stands for equal pictures. Build
-seconds count calibration and all reconstruction of a row, also where rows shared it.
+guidance 3; {prompts} unseen prompts, the same seeds and noise for all rows. Calibration prompts: {observed_prompts} for
+ranges, {calibration_prompts} to learn rounding on. {iterations} iterations of batch 32 for every block of every method
+but rtn, {temporal_iterations} for TIAR as published. Each row was made on {cores} core(s) of {processor}, {date}, and
+drawn by the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy; 100 dB stands for equal pictures.
+Build seconds count calibration and all reconstruction of a row, also where rows shared it.
 
 `rtn`, `ptq4dm` and `qdiffusion` are our implementations of those methods' ideas on the same grids and kernels; they
 quantize temporal layers as all others. `-mixed`: the most sensitive layers have 8-bit weights, as in the recipe that is

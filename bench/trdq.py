@@ -16,14 +16,15 @@ from bench.table import Found, Kept, compared, each_row
 from bench.trdq_rows import MODELS, Row, rows
 from pipelines import calibrate
 from pipelines.load import Components, quiet
-from pipelines.quantized import QuantizationOrder, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
 from quant import MANIFEST, read_manifest, reconstruction_key
 from zoo.build import Model, calibration_prompts, model_defaults, open_model
 
 WORK = Path("build/trdq")
 ITERATIONS = 150
 PROMPTS = 64
-CALIBRATION_PROMPTS = 32
+CALIBRATION_PROMPTS = 256
+OBSERVED_PROMPTS = 32
 
 
 def run() -> None:
@@ -46,6 +47,7 @@ def report(kept: Kept) -> None:
         "iterations": ITERATIONS,
         "prompts": PROMPTS,
         "calibration_prompts": CALIBRATION_PROMPTS,
+        "observed_prompts": OBSERVED_PROMPTS,
         "rows": len(rows(ITERATIONS)),
         "machine": describe(),
     }
@@ -72,6 +74,7 @@ def _build(row: Row, components: Components, artifact: Path, progress: calibrate
         calibration_prompts(CALIBRATION_PROMPTS),
         model_defaults(components.folder),
         row.model,
+        observed=OBSERVED_PROMPTS,
         seed=1000 * row.seed,
         scratch=WORK / "stages" / _stages(row),
         plans=WORK / "plans" / f"{row.model}-{row.seed}",

@@ -17,11 +17,11 @@ OUT = Path("docs/results")
 HEAD = """# Rotations, time ranges and guidance plans: what each is worth
 
 Made by `python -m bench trdq` (resumes row by row); numbers also in `trdq.json`. 25 DDIM steps, guidance 3; {prompts}
-unseen prompts, the same seeds and noise for all rows; {calibration_prompts} calibration prompts. {done} of {rows} rows
-are measured so far. Each was made on one core of {processor}, {date}. Higher is better for PSNR, SSIM, cosine and
-accuracy. Speed is of eight pictures drawn together, beside float's in turn on the same core, for the first seed; the
-reference backend, which exists to define what is correct, has none. Outlier ratio: largest channel peak over the median
-one, mean of the layers that are rounded.
+unseen prompts, the same seeds and noise for all rows. Calibration prompts: {observed_prompts} for ranges, rotations and
+plans, {calibration_prompts} to learn rounding on. {done} of {rows} rows are measured so far. Each was made on one core
+of {processor}, {date}. Higher is better for PSNR, SSIM, cosine and accuracy. Speed is of eight pictures drawn together,
+beside float's in turn on the same core, for the first seed; the reference backend, which exists to define what is
+correct, has none. Outlier ratio: largest channel peak over the median one, mean of the layers that are rounded.
 
 - `rtn`: all layers to nearest, a scale for each tensor. `smoothquant`: channel factors, exponent 0.5, and a scale for
   each token as it comes.

@@ -22,13 +22,14 @@ from jobs.manifest import Manifest
 from jobs.profile import ModelCard
 from pipelines.families import Subject
 from pipelines.load import quiet
-from pipelines.quantized import QuantizationOrder, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.subjects import asks_of
 from workers.settings import WorkerSettings
 from zoo.shapes.captions import VOCABULARY, caption
 from zoo.shapes.world import Scene, random_scene
 
 CALIBRATION_SAMPLES = 64
+LEARNING_SAMPLES = 256
 Progress = Callable[[str, int, int], None]
 
 
@@ -71,8 +72,8 @@ def quantize_model(
 ) -> Made:
     """Quantizes a model's denoiser and writes the artifact, by default where a server of this data folder looks.
 
-    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own. `fast` rounds
-    weights to nearest where the recipe reconstructs them.
+    Calibrates on `samples` pictures at most: of the prompts, or of 64 subjects of the model's own, 256 where the recipe
+    learns rounding. `fast` rounds weights to nearest where the recipe learns it.
 
     Raises:
         HalftoneError: the model, the recipe, the prompts or the weights are at fault; the message says how.
@@ -80,10 +81,12 @@ def quantize_model(
     quiet()
     settings = WorkerSettings.load()
     found = find_model(model, settings, progress)
-    chosen = choose_subjects(found, prompts, samples, CALIBRATION_SAMPLES, unseen=False)
     with library_faults():
         plan = quant.load_recipe(recipe)
         plan = plan.fast() if fast else plan
+    learns = plan.rounding.method == "adaround"
+    chosen = choose_subjects(found, prompts, samples, LEARNING_SAMPLES if learns else CALIBRATION_SAMPLES, unseen=False)
+    with library_faults():
         place = out or settings.artifacts_dir / found.card.id / plan.name
         order = QuantizationOrder(
             folder=found.folder,

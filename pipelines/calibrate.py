@@ -51,6 +51,7 @@ def runner(
     batch: int = 8,
     plan: GuidancePlan | None = None,
     progress: Progress = silent,
+    told: str = "calibrating",
 ) -> Callable[[Answer], None]:
     """What draws all subjects, `batch` at a time, picture i from seed `seed + i`, and has every denoiser call answered.
 
@@ -70,11 +71,11 @@ def runner(
         def submit(call: DenoiserCall) -> Tensor:
             return torch.cat([answer(part) for part in library_calls(kind, call)]).to(call.sample)
 
-        progress("calibrating", 0, len(subjects))
+        progress(told, 0, len(subjects))
         for numbers in batched_range(len(subjects), batch):
             chosen, seeds = [subjects[number] for number in numbers], [seed + number for number in numbers]
             run_pipeline(components, chosen, seeds, defaults, submit, plan=plan)
-            progress("calibrating", numbers.stop, len(subjects))
+            progress(told, numbers.stop, len(subjects))
 
     return run
 

@@ -1,32 +1,22 @@
-"""Between the quantization library and pipelines: artifacts opened as denoisers, and model folders made into artifacts.
-
-The only file that knows both. Must not know jobs' lives, queues or HTTP.
-"""
+"""Artifacts opened as denoisers, for pipelines to call. Must not know how they are made, nor jobs' lives or queues."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 import quant
-from jobs.profile import Defaults, ProfileCard
-from pipelines.calibrate import Progress, runner, silent
+from jobs.profile import ProfileCard
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
-from pipelines.families import Subject, UnsupportedModel
-from pipelines.guidance import make_plan
+from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
-from pipelines.load import Components, load_components, load_denoiser
-from quant.guidance.alone import save_plan
+from pipelines.load import Components, load_denoiser
 from quant.guidance.plan import GuidancePlan
 
 
@@ -148,119 +138,6 @@ def _told(card: ProfileCard) -> Iterator[None]:
         raise UnsupportedModel(f"profile {card.name} of {card.model}: {error}") from error
 
 
-@dataclass(frozen=True)
-class QuantizationOrder:
-    """What to quantize a model's denoiser by, and into what.
-
-    Attributes:
-        folder: the model, in diffusers layout.
-        out: the artifact's folder.
-        recipe: how.
-        subjects: what is drawn to calibrate on: prompts, classes, or None for models that are told nothing.
-        defaults: at which settings.
-        model: the model's id; by default the folder's name.
-        seed: of calibration pictures and of reconstruction.
-        scratch: where finished stages are kept, so that a killed build goes on; by default beside `out` until it is
-            done. Orders that differ in what becomes of weights must not share one.
-        plans: where guidance plans are kept, by default with the stages. Orders for one model may share it, whatever
-            becomes of weights.
-    """
-
-    folder: Path
-    out: Path
-    recipe: quant.Recipe
-    subjects: Sequence[Subject]
-    defaults: Defaults
-    model: str | None = None
-    seed: int = 0
-    scratch: Path | None = None
-    plans: Path | None = None
-
-
-def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Path:
-    """Calibrates and quantizes a model folder's denoiser, writes the artifact, and returns its manifest's path.
-
-    The same order gives the same bytes of tensors. Whatever lay at `out` is replaced, once all is done; until then
-    finished stages lie in `scratch`, and are taken up by the next call of the same order.
-
-    Raises:
-        UnsupportedModel: the folder cannot be loaded.
-        RecipeError: the recipe does not fit the model; told before any work, but for its guidance.
-        QuantError: a layer's weights or inputs are not finite.
-        ValueError: there is no subject.
-    """
-    started = time.monotonic()
-    progress("reading", 0, 1)
-    components = load_components(order.folder)
-    notes = quant.check_recipe(order.recipe, components.skeleton)
-    denoiser = load_denoiser(components)
-    sha256 = denoiser_sha256(order.folder, components.denoiser_part)
-    stages = quant.Stages(order.scratch or scratch_of(order.out), _key(order, sha256))
-    about: Any = {
-        "model": order.model or order.folder.resolve().name,
-        "model_sha256": sha256,
-        "calibration": {"prompts": len(order.subjects), "seed": order.seed, **order.defaults.model_dump(mode="json")},
-        "version": halftone_version(),
-    }
-    plans = quant.Stages(order.plans, _plan_key(order, sha256)) if order.plans else stages
-    plan = _planned(order, components, denoiser, plans, progress)
-    if order.recipe.scope == "none":
-        if plan is None:
-            raise quant.RecipeError(f"recipe {order.recipe.name} neither quantizes anything nor plans guidance")
-        seconds = time.monotonic() - started + plans.resumed_seconds
-        save_plan(order.out, denoiser, plan, order.recipe, **about, build_seconds=seconds)
-    else:
-        run = runner(components, order.subjects, order.defaults, seed=order.seed, progress=progress)
-        rotation = quant.rotate_(denoiser, run, order.recipe, seed=order.seed) if quant.rotates(order.recipe) else None
-        statistics = quant.calibrate_for(denoiser, run, order.recipe, seed=order.seed)
-        calibrated = time.monotonic() - started
-        work = quant.Work(stages, order.seed, progress)
-        made = quant.quantize_(denoiser, order.recipe, statistics, work).noting(notes)
-        progress("writing", 0, 1)
-        seconds = calibrated + work.seconds + (plans.resumed_seconds if plans is not stages else 0.0)
-        parts: Any = {"rotation": rotation, "guidance": plan, "build_seconds": seconds}
-        quant.save(order.out, denoiser, made, order.recipe, **about, **parts)
-    if order.scratch is None:
-        stages.discard()
-    progress("writing", 1, 1)
-    return order.out / quant.MANIFEST
-
-
-def _planned(
-    order: QuantizationOrder, components: Components, denoiser: nn.Module, stages: quant.Stages, progress: Progress
-) -> GuidancePlan | None:
-    """What the recipe leaves out of guidance, by the float model; as a stage that a later build may take up."""
-    guidance = order.recipe.guidance
-    if guidance.method == "none":
-        return None
-    started, name = time.monotonic(), f"guidance-{hashlib.sha256(repr(guidance).encode()).hexdigest()[:16]}"
-    kept = stages.load(name)
-    if kept is not None:
-        return GuidancePlan.model_validate_json(bytes(kept["plan"].tolist()))
-    plan = make_plan(components, denoiser, order.subjects, order.defaults, guidance, seed=order.seed, progress=progress)
-    text = torch.tensor(list(plan.model_dump_json().encode()), dtype=torch.uint8)
-    stages.save(name, {"plan": text}, time.monotonic() - started)
-    return plan
-
-
-def scratch_of(out: Path) -> Path:
-    """Where the stages of an unfinished artifact lie."""
-    return out.with_name(f".{out.name}-stages")
-
-
-def _key(order: QuantizationOrder, sha256: str) -> str:
-    """Equal for two orders exactly when the stages of one may be used by the other."""
-    weights, subjects = quant.reconstruction_key(order.recipe), list(order.subjects)
-    told = (weights, sha256, subjects, order.defaults.model_dump_json(), order.seed)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
-
-
-def _plan_key(order: QuantizationOrder, sha256: str) -> str:
-    """Equal for two orders exactly when the guidance plans of one may be used by the other."""
-    told = (sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
-
-
 def denoiser_sha256(folder: Path, part: str) -> str:
     """Hash of a float denoiser's config and weights files: what an artifact belongs to.
 
@@ -276,11 +153,3 @@ def empty_denoiser(components: Components) -> nn.Module:
     with init_empty_weights(include_buffers=False):
         module: nn.Module = kind.from_config(components.skeleton.config)  # type: ignore[attr-defined]
     return module.eval().requires_grad_(False)
-
-
-def halftone_version() -> str:
-    """The installed version of this product, or `0` where it runs uninstalled."""
-    try:
-        return metadata.version("halftone")
-    except metadata.PackageNotFoundError:
-        return "0"

@@ -100,6 +100,7 @@ def calibrate(
     by_time: bool = False,
     samples: SampleWish | None = None,
     channels: bool = False,
+    more: Callable[[Answer], object] | None = None,
     seed: int = 0,
 ) -> Statistics:
     """Statistics of all linears and convolutions of `module` over the calls that `run(answer)` has answered.
@@ -111,10 +112,13 @@ def calibrate(
         by_time: whether to count by slot and branch too.
         samples: which rows to keep for reconstruction.
         channels: whether to observe channels too, see `quant.rotation.channels`.
+        more: has further calls of the same schedule answered, whose rows may be kept for reconstruction but are not
+            observed: that is several times as fast, and what learns needs more rows than what is counted.
         seed: of the choice of those rows, and of channels' samples.
 
     Raises:
-        CalibrationError: the module was never called, a layer was fed NaN or infinity, or a split names no such layer.
+        CalibrationError: the module was never called, a layer was fed NaN or infinity, a split names no such layer, or
+            `more` met timesteps that `run` did not.
     """
     layers = quantizable_layers(module)
     splits = dict(splits or {})
@@ -126,6 +130,8 @@ def calibrate(
     observer = _Observer(module, statistics, by_time, Reservoir(samples, seed) if samples else None, by_channel)
     with observer.watching(layers), by_channel.watching() if by_channel else nullcontext():
         run(observer.answer)
+    if samples and more is not None:
+        more(observer.kept)
     if statistics.rows == 0:
         raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
     return observer.finished()
@@ -167,6 +173,17 @@ class _Observer:
         if self._reservoir is not None:
             self._reservoir.add(call, slots)
         return output
+
+    def kept(self, call: Call) -> Tensor:
+        """The module's output [B, ...], of a call whose rows may only be kept for reconstruction."""
+        known = len(self._slots.schedule)
+        slots = self._slots.of(call)
+        if len(self._slots.schedule) > known:
+            raise CalibrationError("calls to learn on are of timesteps that no observed call has")
+        if self._reservoir is not None:
+            self._reservoir.add(call, slots)
+        with torch.no_grad():
+            return call_module(self._module, call)
 
     def finished(self) -> Statistics:
         """All that was seen."""

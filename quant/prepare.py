@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.backends.call import Call
-from quant.calibrate import SampleWish, Statistics, calibrate
+from quant.calibrate import Answer, SampleWish, Statistics, calibrate
 from quant.errors import CalibrationError
 from quant.recipe import Recipe
 from quant.recipe_parts import Guidance
@@ -40,10 +40,14 @@ class _Enough(Exception):
     """The first call was seen."""
 
 
-def calibrate_for(
-    module: nn.Module, run: Callable[[Callable[[Call], Tensor]], object], recipe: Recipe, *, seed: int = 0
-) -> Statistics:
+Run = Callable[[Answer], object]
+"""Has every call of a typical run answered."""
+
+
+def calibrate_for(module: nn.Module, run: Run, recipe: Recipe, *, more: Run | None = None, seed: int = 0) -> Statistics:
     """What `quantize_` needs to know by this recipe: `calibrate` with what the recipe asks for.
+
+    `more` gives rows to learn rounding on, where the recipe learns it, beside those of `run`.
 
     Raises:
         CalibrationError: the module was never called, or a layer was fed NaN or infinity.
@@ -54,10 +58,10 @@ def calibrate_for(
         wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
     timed = any(scheme.activations.follows_time for scheme in recipe.schemes)
     channels = any(scheme.weights.ranges == "each" for scheme in recipe.schemes)
-    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, channels=channels, seed=seed)
+    return calibrate(module, run, by_time=timed, splits=splits, samples=wish, channels=channels, more=more, seed=seed)
 
 
-def first_call(run: Callable[[Callable[[Call], Tensor]], object]) -> Call:
+def first_call(run: Run) -> Call:
     """The first call that a run makes, which is stopped there.
 
     Raises:

@@ -176,7 +176,9 @@ def _reconstruct(
     """Has AdaRound choose the integers, where the recipe says so; what is to note of it."""
     if recipe.rounding.method != "adaround":
         return ()
-    return reconstruct(
+    wished, count = recipe.rounding.samples, statistics.samples.count if statistics.samples else 0
+    fewer = (f"rounding was learned on {count} rows of calls; {wished} were asked for",) if count < wished else ()
+    found = reconstruct(
         module,
         _quantized(fates),
         statistics.samples,
@@ -184,7 +186,8 @@ def _reconstruct(
         seed=work.seed,
         progress=work.progress,
         stages=work.stages,
-    ).notes
+    )
+    return fewer + found.notes
 
 
 def _spare_sensitive(

@@ -30,11 +30,13 @@ class SampleWish:
 
     `timesteps`: "uniform" wants as many of each step (Q-Diffusion, Li et al., ICCV 2023, section 4.2); "normal" as many
     as a normal law of mean 0.4 T and deviation 0.4 T has at each, what lies outside counted to the nearest end (PTQ4DM,
-    Shang et al., CVPR 2023, section 3.3).
+    Shang et al., CVPR 2023, section 3.3). Fewer rows than `count` are kept where so many would take more than `bytes`:
+    rows of the largest models are 8 MB each.
     """
 
     count: int
     timesteps: Literal["uniform", "normal"] = "uniform"
+    bytes: int = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,14 @@ class Reservoir:
         self._generator = torch.Generator().manual_seed(seed)
         self._strata: dict[tuple[int, int], _Stratum] = {}
         self._held = self._seen = 0
+        self._most = wish.count
 
     def add(self, call: Call, slots: Tensor) -> None:
         """Offers the rows of a call; `slots` [B] int64 says where in the schedule each stands."""
+        size = sum(tensor[:1].nbytes for tensor in call.rows.values())
+        self._most = max(1, min(self._most, self._wish.bytes // max(1, size)))
         fresh = [self._insert(call, row, slot) for row, slot in enumerate(slots.tolist())]
-        dropped = {id(self._drop_worst()) for _ in range(self._held - self._wish.count)}
+        dropped = {id(self._drop_worst()) for _ in range(self._held - self._most)}
         for row in fresh:
             if id(row) not in dropped:
                 row.call = own_copy(row.call)

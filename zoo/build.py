@@ -24,7 +24,8 @@ from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import QuantizationOrder, load_profile, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
+from pipelines.quantized import load_profile
 from quant.metrics import Features
 from zoo.accuracy import Task, unseen
 from zoo.beside import Remembered, timed
@@ -34,7 +35,7 @@ from zoo.shapes.checker import faults
 from zoo.shapes.world import random_scene
 
 ZOO = Path(__file__).parent
-CALIBRATION_PROMPTS = 64
+CALIBRATION_PROMPTS = 256
 TIMED_PROMPTS = 8
 ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
 SHIPPED = {

@@ -31,7 +31,12 @@ def quantize(
     prompts: Prompts = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", "--limit", min=1, help="Pictures to calibrate on [default: all prompts, or 64]."),
+        typer.Option(
+            "--samples",
+            "--limit",
+            min=1,
+            help="Pictures to calibrate on [default: all prompts, or 64, or 256 where rounding is learned].",
+        ),
     ] = None,
     seed: Seed = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Round weights to nearest, no reconstruction.")] = False,

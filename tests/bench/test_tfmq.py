@@ -43,7 +43,14 @@ def test_the_page_has_every_row_and_the_verdict() -> None:
     for row in found:
         row["psnr_db"] = 44.0 if row["method"] == "selected-mixed" else 40.0
     machine = {"cores": 2, "processor": "a processor", "date": "2026-01-01"}
-    facts = {"iterations": 8, "temporal_iterations": 16, "prompts": 4, "calibration_prompts": 2, "machine": machine}
+    facts = {
+        "iterations": 8,
+        "temporal_iterations": 16,
+        "prompts": 4,
+        "calibration_prompts": 2,
+        "observed_prompts": 1,
+        "machine": machine,
+    }
     page = markdown(facts, {"prompt_accuracy": 0.5, "frechet": None}, found)
     for name in (*METHODS, *MIXED):
         assert f"| {name} |" in page
@@ -54,7 +61,13 @@ def test_the_page_has_every_row_and_the_verdict() -> None:
 def test_one_command_makes_the_table_from_nothing_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = build.model_defaults(build.ZOO / "models" / tfmq.MODEL).model_copy(update={"num_inference_steps": 2})
     chosen = [row for row in ROWS if row.name in ("rtn-w8a8-all-0", "cache-w4a8-temporal-0")]
-    settings = {"WORK": tmp_path, "PROMPTS": 2, "CALIBRATION_PROMPTS": 1, "rows": lambda *iterations: chosen}
+    settings = {
+        "WORK": tmp_path,
+        "PROMPTS": 2,
+        "CALIBRATION_PROMPTS": 2,
+        "OBSERVED_PROMPTS": 1,
+        "rows": lambda *iterations: chosen,
+    }
     for name, value in settings.items():
         monkeypatch.setattr(tfmq, name, value)
     for place in (tfmq, table, build):

@@ -45,7 +45,14 @@ def test_the_page_tells_rows_and_verdict() -> None:
         row["psnr_db"] = 36.0 if row["method"] in RIVALS else 40.0
         row["saving"] = 0.36 if row["method"].endswith("cfg") else None
     machine = {"processor": "a processor", "date": "2026-01-01"}
-    facts = {"iterations": 8, "prompts": 4, "calibration_prompts": 2, "rows": len(ROWS), "machine": machine}
+    facts = {
+        "iterations": 8,
+        "prompts": 4,
+        "calibration_prompts": 2,
+        "observed_prompts": 1,
+        "rows": len(ROWS),
+        "machine": machine,
+    }
     truths: dict[str, dict[str, Any]] = {"shapes-dit": {"prompt_accuracy": 0.5}, "shapes-unet": {}}
     page = trdq_report.markdown(facts, truths, found)
     assert all(f"| {method} |" in page for method in BASES)

@@ -11,7 +11,7 @@ from jobs.manifest import Manifest
 from jobs.profile import Defaults, ProfileCard
 from pipelines.features import steps_of, temporal_features
 from pipelines.load import load_components, load_denoiser
-from pipelines.quantized import QuantizationOrder, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.temporal import compare_features
 from pipelines.tiny import save_tiny
 

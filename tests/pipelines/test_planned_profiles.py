@@ -11,14 +11,14 @@ import torch
 import quant
 from jobs.manifest import Manifest
 from jobs.profile import Defaults
-from pipelines import quantized
 from pipelines.denoiser import TorchDenoiser
 from pipelines.drawing import draw_batch
 from pipelines.families import UnsupportedModel
 from pipelines.features import temporal_features
 from pipelines.guidance import make_plan
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import QuantizationOrder, QuantizedDenoiser, load_profile, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
+from pipelines.quantized import QuantizedDenoiser, load_profile
 from pipelines.tiny import save_tiny
 from quant.guidance.plan import GuidancePlan
 from quant.recipe_parts import Guidance
@@ -89,7 +89,7 @@ def test_a_killed_build_goes_on_with_its_plan(
         with pytest.raises(KeyboardInterrupt):
             quantize_folder(wanted)
     with monkeypatch.context() as patch:
-        patch.setattr(quantized, "make_plan", killed)
+        patch.setattr("pipelines.order.make_plan", killed)
         manifest = quant.read_manifest(quantize_folder(wanted).parent)
         other = recipe.model_copy(update={"guidance": Guidance(method="plan", budget=0.04)})
         with pytest.raises(KeyboardInterrupt):
@@ -109,7 +109,7 @@ def test_profiles_of_one_model_share_a_plan(
         made.append(1)
         return make(*given, **told)
 
-    monkeypatch.setattr(quantized, "make_plan", counted)
+    monkeypatch.setattr("pipelines.order.make_plan", counted)
     recipe = quant.load_recipe("w8a8").model_copy(update={"name": "w8a8-cfg", "guidance": PLAN})
     second = quant.read_manifest(quantize_folder(order(components, tmp_path / "b", recipe, plans=plans)).parent)
     assert not made and second.guidance == first.guidance

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import quant
@@ -19,7 +17,8 @@ from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.quantized import QuantizationOrder, QuantizedDenoiser, load_quantized, quantize_folder
+from pipelines.order import QuantizationOrder, quantize_folder
+from pipelines.quantized import QuantizedDenoiser, load_quantized
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
 
@@ -106,23 +105,6 @@ def test_rows_of_several_times_and_texts_share_a_call(unet: Path) -> None:
     assert torch.equal(denoiser.run(one), together)
 
 
-def test_artifacts_are_deterministic_and_say_how_they_were_made(unet: Path, tmp_path: Path) -> None:
-    folder, told = unet / "stable-diffusion", []
-    order = QuantizationOrder(folder, tmp_path / "again", quant.load_recipe("w8a8"), ["a b", "c"], DEFAULTS)
-    path = quantize_folder(order, lambda *now: told.append(now))
-    assert (path.parent / "denoiser.safetensors").read_bytes() == (
-        unet / "artifact" / "denoiser.safetensors"
-    ).read_bytes()
-    one, other = (quant.read_manifest(folder) for folder in (path.parent, unet / "artifact"))
-    assert one.model_copy(update={"build_seconds": None}) == other.model_copy(update={"build_seconds": None})
-    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["again"]
-    manifest = quant.read_manifest(path.parent)
-    assert (manifest.model, manifest.profile) == ("stable-diffusion", "w8a8")
-    assert manifest.calibration == {"prompts": 2, "seed": 0, **DEFAULTS.model_dump()}
-    assert manifest.weights_bytes <= 0.30 * manifest.float_weights_bytes
-    assert {what for what, _, _ in told} == {"reading", "calibrating", "writing"}
-
-
 def test_an_artifact_of_another_model_is_refused(unet: Path, tmp_path: Path) -> None:
     _, card, means = open_parts(unet)
     other = load_components(save_tiny("stable-diffusion", tmp_path / "other", seed=1))
@@ -176,55 +158,6 @@ def test_lists_with_an_entry_per_row_are_split(unet: Path) -> None:
     denoiser = QuantizedDenoiser("w8a8", "openvino", type(components.skeleton), spy)
     assert torch.equal(denoiser.run(call), call.sample)
     assert [part.constants["img_shapes"] for part in spy.seen] == [[[1, 2]], [[3, 4]]]
-
-
-def small_tfmq() -> quant.Recipe:
-    """The shipped 4-bit recipe at a few iterations on a few rows."""
-    recipe = quant.load_recipe("tfmq-w4a8")
-    rounding = recipe.rounding.model_copy(update={"iterations": 4, "samples": 8, "batch": 4})
-    return recipe.model_copy(update={"rounding": rounding})
-
-
-def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save_tiny("stable-diffusion", tmp_path / "model")
-    whole = QuantizationOrder(folder, tmp_path / "whole", small_tfmq(), ["a b"], DEFAULTS)
-    quantize_folder(whole)
-    save, saved = quant.Stages.save, list[str]()
-
-    def save_twice(self: quant.Stages, name: str, *rest: Any) -> None:
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-        saved.append(name)
-        save(self, name, *rest)
-
-    killed = replace(whole, out=tmp_path / "killed")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(quant.Stages, "save", save_twice)
-        quantize_folder(killed)
-    assert not killed.out.exists(), "nothing half-saved"
-    again = list[str]()
-
-    def save_and_tell(self: quant.Stages, name: str, *rest: Any) -> None:
-        again.append(name)
-        save(self, name, *rest)
-
-    monkeypatch.setattr(quant.Stages, "save", save_and_tell)
-    quantize_folder(killed)
-    assert not set(saved) & set(again), "finished stages are not done again"
-    for name in ("denoiser.safetensors", "temporal.safetensors"):
-        assert (killed.out / name).read_bytes() == (whole.out / name).read_bytes()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["killed", "model", "whole"]
-
-
-def test_weights_of_nan_leave_nothing_behind(tmp_path: Path) -> None:
-    folder = save_tiny("stable-diffusion", tmp_path / "model")
-    file = next((folder / "unet").glob("*.safetensors"))
-    tensors = load_file(file)
-    tensors["mid_block.resnets.0.conv1.weight"][0] = torch.nan
-    save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(quant.QuantError, match="NaN or infinity"):
-        quantize_folder(QuantizationOrder(folder, tmp_path / "made", small_tfmq(), ["a b"], DEFAULTS))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("backend", quant.BACKENDS)

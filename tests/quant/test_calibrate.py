@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,31 @@ def test_samples_are_kept_on_demand(net: nn.Module, run: Run) -> None:
     samples = calibrate(net, run, samples=SampleWish(7), seed=3).samples
     assert samples is not None
     assert samples.count == 7
+
+
+def test_more_calls_give_samples_and_nothing_else(net: nn.Module, run: Run) -> None:
+    def more(answer: Callable[[quant.Call], Tensor]) -> None:
+        assert hooks(net) == 0
+        run(answer)
+        run(lambda call: answer(replace(call, rows={**call.rows, "sample": call.rows["sample"] + 100.0})))
+
+    plain, both = (calibrate(net, run, samples=SampleWish(40), more=extra, seed=3) for extra in (None, more))
+    assert both.rows == plain.rows
+    assert {name: seen.inputs.total for name, seen in both.layers.items()} == {
+        name: seen.inputs.total for name, seen in plain.layers.items()
+    }
+    assert plain.samples is not None and both.samples is not None
+    assert not any((call.rows["sample"] > 50).any() for call in plain.samples.calls)
+    assert any((call.rows["sample"] > 50).any() for call in both.samples.calls)
+    assert both.samples.count == min(40, 3 * plain.rows)
+
+
+def test_more_calls_keep_to_the_schedule(net: nn.Module, run: Run) -> None:
+    def later(answer: Callable[[quant.Call], Tensor]) -> None:
+        run(lambda call: answer(replace(call, rows={**call.rows, "time": call.rows["time"] + 1000})))
+
+    with pytest.raises(quant.CalibrationError, match="no observed call has"):
+        calibrate(net, run, samples=SampleWish(4), more=later)
 
 
 def test_statistics_may_come_from_inference_mode(net: nn.Module, call: Callable[..., quant.Call]) -> None:

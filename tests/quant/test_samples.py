@@ -48,6 +48,12 @@ def test_as_many_rows_as_there_are_or_were_wished(count: int, prompts: int, norm
     assert [value % 10 for value in values] == call.clock.branch.tolist()
 
 
+@pytest.mark.parametrize(("room", "count"), [(240, 15), (239, 14), (1, 1), (10_000, 40)])
+def test_rows_are_bounded_in_bytes(room: int, count: int) -> None:
+    samples = kept(SampleWish(40, bytes=room), 20)  # a row is three float32 and a float32 time
+    assert samples.count == count
+
+
 def test_uniform_takes_as_many_of_each_step_and_branch() -> None:
     (call,) = kept(SampleWish(65), 20).calls
     cells = Counter(zip(call.clock.step.tolist(), call.clock.branch.tolist(), strict=True))
