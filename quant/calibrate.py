@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,12 +114,13 @@ def calibrate(
         samples: which rows to keep for reconstruction.
         channels: whether to observe channels too, see `quant.rotation.channels`.
         more: has further calls of the same schedule answered, whose rows may be kept for reconstruction but are not
-            observed: that is several times as fast, and what learns needs more rows than what is counted.
+            observed: that is several times as fast, and what learns needs more rows than what is counted. It is
+            called when samples are first asked for; the module must be the same function then.
         seed: of the choice of those rows, and of channels' samples.
 
     Raises:
-        CalibrationError: the module was never called, a layer was fed NaN or infinity, a split names no such layer, or
-            `more` met timesteps that `run` did not.
+        CalibrationError: the module was never called, a layer was fed NaN or infinity, or a split names no such layer;
+            when samples are asked for: `more` met timesteps that `run` did not.
     """
     layers = quantizable_layers(module)
     splits = dict(splits or {})
@@ -130,11 +132,9 @@ def calibrate(
     observer = _Observer(module, statistics, by_time, Reservoir(samples, seed) if samples else None, by_channel)
     with observer.watching(layers), by_channel.watching() if by_channel else nullcontext():
         run(observer.answer)
-    if samples and more is not None:
-        more(observer.kept)
     if statistics.rows == 0:
         raise CalibrationError("the model was never called while calibrating: there is nothing to quantize by")
-    return observer.finished()
+    return observer.finished(more)
 
 
 def _check_splits(layers: Mapping[str, FloatLayer], splits: Mapping[str, tuple[int, ...]]) -> None:
@@ -174,25 +174,30 @@ class _Observer:
             self._reservoir.add(call, slots)
         return output
 
-    def kept(self, call: Call) -> Tensor:
-        """The module's output [B, ...], of a call whose rows may only be kept for reconstruction."""
-        known = len(self._slots.schedule)
-        slots = self._slots.of(call)
-        if len(self._slots.schedule) > known:
-            raise CalibrationError("calls to learn on are of timesteps that no observed call has")
-        if self._reservoir is not None:
-            self._reservoir.add(call, slots)
-        with torch.no_grad():
-            return call_module(self._module, call)
-
-    def finished(self) -> Statistics:
+    def finished(self, more: Callable[[Answer], object] | None) -> Statistics:
         """All that was seen."""
         self._statistics.schedule = self._slots.schedule
-        if self._reservoir is not None:
+        if self._reservoir is not None and more is None:
             self._statistics.samples = self._reservoir.samples()
+        elif self._reservoir is not None and more is not None:
+            self._statistics.samples = Samples.later(partial(self._drawn, self._reservoir, more))
         if self._channels is not None:
             self._statistics.channels = self._channels.finished()
         return self._statistics
+
+    def _drawn(self, reservoir: Reservoir, more: Callable[[Answer], object]) -> Samples:
+        """What is kept of all calls, those of `more` too."""
+
+        def answer(call: Call) -> Tensor:
+            known, slots = len(self._statistics.schedule), self._slots.of(call)
+            if len(self._slots.schedule) > known:
+                raise CalibrationError("calls to learn on are of timesteps that no observed call has")
+            reservoir.add(call, slots)
+            with torch.no_grad():
+                return call_module(self._module, call)
+
+        more(answer)
+        return reservoir.samples()
 
     def _keep(self, call: Call) -> None:
         calls = self._statistics.calls

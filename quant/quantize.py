@@ -176,9 +176,7 @@ def _reconstruct(
     """Has AdaRound choose the integers, where the recipe says so; what is to note of it."""
     if recipe.rounding.method != "adaround":
         return ()
-    wished, count = recipe.rounding.samples, statistics.samples.count if statistics.samples else 0
-    fewer = (f"rounding was learned on {count} rows of calls; {wished} were asked for",) if count < wished else ()
-    found = reconstruct(
+    return reconstruct(
         module,
         _quantized(fates),
         statistics.samples,
@@ -186,8 +184,8 @@ def _reconstruct(
         seed=work.seed,
         progress=work.progress,
         stages=work.stages,
-    )
-    return fewer + found.notes
+        example=statistics.calls[0],
+    ).notes
 
 
 def _spare_sensitive(

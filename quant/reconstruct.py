@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quant.backends.call import Call
 from quant.blocks import Unit, find_units
 from quant.capture import Sweep
 from quant.errors import QuantError
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
+NO_SAMPLES = "reconstruction needs samples: calibrate with a wish for some"
+
 
 def reconstruct(
     module: nn.Module,
@@ -44,6 +47,7 @@ def reconstruct(
     progress: Progress = lambda what, done, total: None,
     stages: Stages | None = None,
     memory_bytes: int = 2 << 30,
+    example: Call | None = None,
 ) -> Reconstruction:
     """Reconstructs quantized layers in place, and returns what became of each unit.
 
@@ -59,6 +63,7 @@ def reconstruct(
         progress: told how many units are done.
         stages: keeps finished units, so that a killed run goes on. One that cannot be of these layers is done again.
         memory_bytes: what captured inputs and outputs may take, about.
+        example: any call. With one, samples are asked for only if a unit is left to learn.
 
     Raises:
         QuantError: there is no sample; a weight, a unit's float output or its loss is not finite; or scales are to be
@@ -66,9 +71,9 @@ def reconstruct(
     """
     if not quantized:
         return Reconstruction()
-    if samples is None or samples.count == 0:
-        raise QuantError("reconstruction needs samples: calibrate with a wish for some")
-    units = find_units(module, list(quantized), samples.calls[0], rounding.grain)
+    if samples is None or (example is None and samples.count == 0):
+        raise QuantError(NO_SAMPLES)
+    units = find_units(module, list(quantized), example or samples.calls[0], rounding.grain)
     learns_scales = rounding.activation_iterations > 0 and _has_scales(quantized)
     job = _Job(module, quantized, samples, rounding, seed, progress, stages or Stages(None, ""), memory_bytes)
     with torch.inference_mode(False), _beside(module, quantized), _without_gradients(module):
@@ -95,7 +100,12 @@ class _Job:
 
     def learn(self, units: Sequence[Unit], what: str) -> Reconstruction:
         """Has all units learn their "weights" or "scales", or takes what an earlier run learned."""
-        stored = {unit.name: self.stages.load(f"{what}.{unit.name}") for unit in units}
+        stored = {unit.name: known for unit in units if (known := self._known(unit, what)) is not None}
+        if len(stored) == len(units):
+            self.progress(f"reconstructing {what}", len(units), len(units))
+            return Reconstruction(stored)
+        if self.samples.count == 0:
+            raise QuantError(NO_SAMPLES)
         sweep = Sweep(
             self.module,
             units,
@@ -110,8 +120,7 @@ class _Job:
         with sweep:
             for done, unit in enumerate(units):
                 self.progress(f"reconstructing {what}", done, len(units))
-                found = stored[unit.name]
-                known = None if found is None else self._restored(unit, found, what)
+                known = stored.get(unit.name)
                 try:
                     learned[unit.name] = self._learned(sweep, unit, what) if known is None else known
                 except NotByRows as error:
@@ -120,6 +129,11 @@ class _Job:
                 sweep.finish(unit)
         self.progress(f"reconstructing {what}", len(units), len(units))
         return Reconstruction(learned, left)
+
+    def _known(self, unit: Unit, what: str) -> Learned | None:
+        """What an earlier run learned of a unit, put in place; None if it is left to learn."""
+        found = self.stages.load(f"{what}.{unit.name}")
+        return None if found is None else self._restored(unit, found, what)
 
     def _learned(self, sweep: Sweep, unit: Unit, what: str) -> Learned:
         started, floats = time.monotonic(), quantizable_layers(self.module)
@@ -143,7 +157,7 @@ class _Job:
         """Rows that memory had no room for; others that are not there never reached the unit."""
         row_bytes = max((stack.layout.row_bytes for stack in stacks), default=0)
         fits = self.samples.count * row_bytes <= self.memory_bytes
-        return 0 if fits else self.samples.count - sum(stack.rows for stack in stacks)
+        return self.samples.missed + (0 if fits else self.samples.count - sum(stack.rows for stack in stacks))
 
     def _parts(self, unit: Unit) -> Iterator[tuple[str, QuantizedLayer]]:
         for name in unit.layers:

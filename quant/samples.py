@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -39,16 +39,44 @@ class SampleWish:
     bytes: int = 2 << 30
 
 
-@dataclass(frozen=True, slots=True)
 class Samples:
-    """Rows to reconstruct on: calls of many rows, those of one signature together, in the order in which they came."""
+    """Rows to reconstruct on: calls of many rows, those of one signature together, in the order in which they came.
 
-    calls: tuple[Call, ...]
+    `missed` is how many rows more were wished for and seen, which memory had no room for.
+    """
+
+    def __init__(self, calls: tuple[Call, ...], missed: int = 0) -> None:
+        self._calls, self._missed = calls, missed
+        self._draw: Callable[[], Samples] | None = None
+
+    @classmethod
+    def later(cls, draw: Callable[[], Samples]) -> Samples:
+        """Samples that are drawn when they are first asked for: a build that goes on may not need them again."""
+        samples = cls(())
+        samples._draw = draw
+        return samples
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The rows."""
+        self._drawn()
+        return self._calls
+
+    @property
+    def missed(self) -> int:
+        """Rows that memory had no room for."""
+        self._drawn()
+        return self._missed
 
     @property
     def count(self) -> int:
         """Rows in all."""
         return sum(call.count for call in self.calls)
+
+    def _drawn(self) -> None:
+        if self._draw is not None:
+            drawn = self._draw()
+            self._calls, self._missed, self._draw = drawn.calls, drawn.missed, None
 
 
 def normal_share(step: int, total: int) -> float:
@@ -145,7 +173,8 @@ class Reservoir:
         for row in rows:
             alike.setdefault(row.call.signature(), []).append(row.call)
         with torch.inference_mode(False):
-            return Samples(tuple(joined(calls) for calls in alike.values()))
+            missed = min(self._wish.count, self._seen) - len(rows)
+            return Samples(tuple(joined(calls) for calls in alike.values()), missed)
 
 
 def joined(calls: Sequence[Call]) -> Call:

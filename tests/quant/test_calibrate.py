@@ -147,10 +147,13 @@ def test_samples_are_kept_on_demand(net: nn.Module, run: Run) -> None:
 def test_more_calls_give_samples_and_nothing_else(net: nn.Module, run: Run) -> None:
     def more(answer: Callable[[quant.Call], Tensor]) -> None:
         assert hooks(net) == 0
+        asked.append(1)
         run(answer)
         run(lambda call: answer(replace(call, rows={**call.rows, "sample": call.rows["sample"] + 100.0})))
 
+    asked = list[int]()
     plain, both = (calibrate(net, run, samples=SampleWish(40), more=extra, seed=3) for extra in (None, more))
+    assert not asked, "not before samples are asked for"
     assert both.rows == plain.rows
     assert {name: seen.inputs.total for name, seen in both.layers.items()} == {
         name: seen.inputs.total for name, seen in plain.layers.items()
@@ -159,14 +162,17 @@ def test_more_calls_give_samples_and_nothing_else(net: nn.Module, run: Run) -> N
     assert not any((call.rows["sample"] > 50).any() for call in plain.samples.calls)
     assert any((call.rows["sample"] > 50).any() for call in both.samples.calls)
     assert both.samples.count == min(40, 3 * plain.rows)
+    assert len(asked) == 1
 
 
 def test_more_calls_keep_to_the_schedule(net: nn.Module, run: Run) -> None:
     def later(answer: Callable[[quant.Call], Tensor]) -> None:
         run(lambda call: answer(replace(call, rows={**call.rows, "time": call.rows["time"] + 1000})))
 
+    samples = calibrate(net, run, samples=SampleWish(4), more=later).samples
+    assert samples is not None
     with pytest.raises(quant.CalibrationError, match="no observed call has"):
-        calibrate(net, run, samples=SampleWish(4), more=later)
+        _ = samples.calls
 
 
 def test_statistics_may_come_from_inference_mode(net: nn.Module, call: Callable[..., quant.Call]) -> None:

@@ -127,6 +127,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, killed_at: int) 
     assert all("forward" not in part.__dict__ for part in net.modules())
 
 
+def test_a_finished_run_is_taken_up_without_samples(tmp_path: Path) -> None:
+    net, whole, resumed = make_block_net(), *(nearest(make_block_net()) for _ in range(2))
+    expected = reconstruct(net, whole, samples_of(net), QUICK, stages=Stages(tmp_path, "k"))
+    never = Samples.later(lambda: pytest.fail("samples were drawn"))
+    example = samples_of(net, 1).calls[0]
+    assert reconstruct(net, resumed, never, QUICK, stages=Stages(tmp_path, "k"), example=example) == expected
+    assert equal(integers(whole), integers(resumed))
+    with pytest.raises(pytest.fail.Exception, match="were drawn"):
+        reconstruct(net, nearest(net), never, QUICK, stages=Stages(tmp_path, "other"), example=example)
+
+
 @pytest.mark.parametrize("what", ["weights", "scales"])
 @pytest.mark.parametrize("fault", ["far", "shape", "missing", "wide"])
 def test_stages_of_other_layers_are_done_again(
