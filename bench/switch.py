@@ -36,7 +36,7 @@ from quant import read_manifest
 from workers.hub import Hub, Served
 from workers.loading import ModelLoader
 from workers.memory import rss_bytes
-from workers.residents import Arrival, Departure, Residents
+from workers.residents import Departure, Event, Grow, Residents
 from workers.settings import WorkerSettings
 from workers.task import Task
 from workers.turns import Turns
@@ -158,9 +158,9 @@ class _WatchedLoader(ModelLoader):
         self._watch = watch
         self._alive: list[weakref.ref[Denoiser]] = []
 
-    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         """As the worker's."""
-        served = super().denoiser(model, profile, components)
+        served = super().denoiser(model, profile, components, grow)
         self._alive.append(weakref.ref(served.denoiser))
         weights = sum(one.weights_bytes for ref in self._alive if (one := ref()) is not None)
         self._watch.held = max(self._watch.held, components.weights_bytes + weights)
@@ -172,8 +172,8 @@ def opened(data: Path, budget: int, size: Size) -> Iterator[tuple[Residents, Wat
     """A worker's residents over a data folder, watched; profiles that came and went are noted."""
     watch = Watch()
 
-    def tell(event: Arrival | Departure) -> None:
-        name = event.served.profile if isinstance(event, Arrival) else event.profile
+    def tell(event: Event) -> None:
+        name = event.profile if isinstance(event, Departure) else event.served.profile
         watch.moves.append(f"{type(event).__name__.lower()} of {name}")
 
     torch.set_num_threads(size.cores)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.denoiser import Denoiser
     from pipelines.load import Components
     from workers.hub import Served
+    from workers.residents import Grow
 
 Step = Callable[[int, int], None]
 
@@ -121,8 +122,8 @@ class OneShotLoader:
             raise UnknownModel(f"model {model} has no folder on this machine", param="model")
         return load_components(folder, device=device_name())
 
-    def denoiser(self, model: str, profile: str, components: Components) -> Served:
-        """A profile's denoiser."""
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
+        """A profile's denoiser; it grows as it likes, as nothing else is in memory."""
         from workers.hub import Served
 
         return Served(model, profile, open_denoiser(self._catalog, model, profile, components, self._settings))

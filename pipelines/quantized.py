@@ -76,29 +76,38 @@ class QuantizedDenoiser:
         self.executable.close()
 
 
-def load_profile(card: ProfileCard, components: Components, means: Means) -> Denoiser:
+def load_profile(
+    card: ProfileCard, components: Components, means: Means, *, grow: quant.Grow = quant.without_bound
+) -> Denoiser:
     """Opens a profile's artifact: what was quantized; or, where that is a guidance plan alone, the float model with it.
 
     Raises:
         UnsupportedModel: as `load_quantized`.
     """
     if card.backend != "torch":
-        return load_quantized(card, components, means)
+        return load_quantized(card, components, means, grow=grow)
     with _told(card):
         _, manifest = _verified(card, components)
     return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance)
 
 
 def load_quantized(
-    card: ProfileCard, components: Components, means: Means, *, backend: str | None = None
+    card: ProfileCard,
+    components: Components,
+    means: Means,
+    *,
+    backend: str | None = None,
+    grow: quant.Grow = quant.without_bound,
 ) -> QuantizedDenoiser:
     """Opens a profile's artifact by its backend, or by `backend`. The float weights are hashed, never loaded.
+
+    `grow` is asked before it takes memory for further compiled copies of its weights.
 
     Raises:
         UnsupportedModel: the artifact is missing, incomplete, changed, or of another model, or the backend is unknown.
     """
     kind, name = type(components.skeleton), backend or card.backend
-    options = quant.Options(cache_dir=means.cache_dir, threads=means.threads)
+    options = quant.Options(cache_dir=means.cache_dir, threads=means.threads, grow=grow)
     with _told(card):
         folder, manifest = _verified(card, components)
         executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)

@@ -14,6 +14,7 @@ from quant.artifact import load_fallback, load_into, save
 from quant.backends.call import Call, Executable, call_module
 from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
 from quant.backends.moment import run_timed, timed
+from quant.backends.room import Grow, without_bound
 from quant.calibrate import Statistics, calibrate
 from quant.check import check_recipe
 from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
@@ -43,6 +44,7 @@ __all__ = [
     "Call",
     "Executable",
     "FeatureSource",
+    "Grow",
     "LayerReport",
     "Manifest",
     "Moment",
@@ -85,4 +87,5 @@ __all__ = [
     "sha256_of",
     "timed",
     "verify",
+    "without_bound",
 ]

@@ -147,13 +147,22 @@ class StageTook(Message):
 
 
 class Loaded(Message):
-    """A profile became resident. `weights_bytes` are its denoiser's, as stored."""
+    """A profile became resident. `weights_bytes` are its denoiser's, of all compiled copies."""
 
     type: Literal["loaded"] = "loaded"
     model: str
     profile: str
     backend: str
     seconds: float
+    weights_bytes: int
+
+
+class Resized(Message):
+    """A resident profile takes another amount of memory: copies of its weights are compiled as batch sizes come up."""
+
+    type: Literal["resized"] = "resized"
+    model: str
+    profile: str
     weights_bytes: int
 
 
@@ -183,7 +192,7 @@ class Alive(Message):
 
 ToChild = Run | Cancel | Stop
 OfJob = Started | Stepped | Previewed | Finished | Failed | Canceled
-FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Evicted | Memory | Alive
+FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Resized | Evicted | Memory | Alive
 
 M = TypeVar("M")
 

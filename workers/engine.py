@@ -12,12 +12,12 @@ import torch
 
 from jobs.catalog import Catalog
 from pipelines.load import quiet
-from workers.channel import BatchRan, Evicted, FromChild, Loaded
+from workers.channel import BatchRan, Evicted, FromChild, Loaded, Resized
 from workers.generate import Tools
 from workers.hub import Batch, Hub
 from workers.loading import ModelLoader
 from workers.memory import PeakMeter
-from workers.residents import Arrival, Departure, Residents
+from workers.residents import Departure, Event, Growth, Residents
 from workers.settings import WorkerSettings
 from workers.turns import Turns
 
@@ -65,10 +65,12 @@ def _batch_ran(batch: Batch) -> BatchRan:
     )
 
 
-def _moved(event: Arrival | Departure) -> Loaded | Evicted:
+def _moved(event: Event) -> Loaded | Resized | Evicted:
     if isinstance(event, Departure):
         return Evicted(model=event.model, profile=event.profile, reason=event.reason)
     served = event.served
+    if isinstance(event, Growth):
+        return Resized(model=served.model, profile=served.profile, weights_bytes=served.denoiser.weights_bytes)
     return Loaded(
         model=served.model,
         profile=served.profile,

@@ -19,6 +19,7 @@ from pipelines.guided import kinds_of_calls
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
 from workers.hub import Hub, Served
+from workers.residents import Grow
 from workers.settings import WorkerSettings
 from workers.turns import Turns
 
@@ -49,10 +50,10 @@ class ModelLoader:
         """What all profiles of the model share."""
         return load_components(_folder(self._catalog.card(model)), device=self._device)
 
-    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         """A profile's denoiser, warmed up on the model's default size and with its batch limit measured."""
         started = time.monotonic()
-        denoiser = self._open(self._catalog.profile(model, profile), components)
+        denoiser = self._open(self._catalog.profile(model, profile), components, grow)
         served = Served(model, profile, denoiser)
         read = time.monotonic()
         call, seconds = self._warm_up(self._catalog.card(model), components, served)
@@ -63,12 +64,12 @@ class ModelLoader:
         )  # fmt: skip
         return served
 
-    def _open(self, card: ProfileCard, components: Components) -> Denoiser:
+    def _open(self, card: ProfileCard, components: Components, grow: Grow) -> Denoiser:
         if card.name == FLOAT:
             return TorchDenoiser(FLOAT, load_denoiser(components))
         from pipelines.quantized import load_profile  # OpenVINO, which the float profile does not need
 
-        return load_profile(card, components, self._settings)
+        return load_profile(card, components, self._settings, grow=grow)
 
     def _warm_up(self, card: ModelCard, components: Components, served: Served) -> tuple[DenoiserCall, float]:
         """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds."""

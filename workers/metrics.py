@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from jobs.job import JobResult
-from workers.channel import BatchRan, Evicted, FromChild, Loaded, Memory, StageTook
+from workers.channel import BatchRan, Evicted, FromChild, Loaded, Memory, Resized, StageTook
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -84,7 +84,7 @@ class Metrics:
             "model_load_duration_seconds", "Seconds until a profile was resident.", SECONDS, of_model
         )
         self.loaded = self._gauge("models_loaded", "1 while the profile is resident.", of_model)
-        self.weights = self._gauge("model_weights_bytes", "Denoiser weights as stored by the profile.", of_model)
+        self.weights = self._gauge("model_weights_bytes", "Denoiser weights in memory, all copies of them.", of_model)
         self.evictions = self._counter("model_evictions_total", "Profiles that left memory.", ("reason",))
 
     def _process(self) -> None:
@@ -111,9 +111,12 @@ class Metrics:
             self.load_seconds.labels(message.model, message.profile).observe(message.seconds)
             self.loaded.labels(message.model, message.profile).set(1)
             self.weights.labels(message.model, message.profile).set(message.weights_bytes)
+        elif isinstance(message, Resized):
+            self.weights.labels(message.model, message.profile).set(message.weights_bytes)
         elif isinstance(message, Evicted):
             self.evictions.labels(message.reason).inc()
             self.loaded.labels(message.model, message.profile).set(0)
+            self.weights.labels(message.model, message.profile).set(0)
         elif isinstance(message, Memory):
             self.memory.labels("child").set(message.rss_bytes)
             self.peak.labels("child").set(message.peak_bytes)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.errors import JobFailed
@@ -43,8 +44,8 @@ class Loader(Protocol):
     def components(self, model: str) -> Components:
         """Loads what all profiles of a model share."""
 
-    def denoiser(self, model: str, profile: str, components: Components) -> Served:
-        """Loads a profile's denoiser and makes it ready to run."""
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
+        """Loads a profile's denoiser and makes it ready to run. It asks `grow` before it takes more than estimated."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Arrival:
 
     served: Served
     seconds: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A resident profile takes more or less memory than before."""
+
+    served: Served
 
 
 @dataclass(frozen=True)
@@ -75,23 +83,34 @@ class Lease:
 
 @dataclass
 class _Entry:
-    thing: Any
-    weights_bytes: int
+    thing: Any  # Components or Served
     users: int = 0
     used: int = 0
 
+    @property
+    def weights_bytes(self) -> int:
+        """What it takes now: compiled copies come and go."""
+        weighed = self.thing.denoiser if isinstance(self.thing, Served) else self.thing
+        return int(weighed.weights_bytes)
+
 
 _Key = tuple[str, str | None]  # (model, None) is what all profiles of the model share
+
+Grow = Callable[[int, int, Callable[[], None]], bool]
+"""`grow(held, more, take)`: what holds `held` bytes wants `more`; `take` is called where they may be had."""
+
+Event = Arrival | Growth | Departure
 
 
 class Residents:
     """The things in memory, under a budget of bytes."""
 
-    def __init__(self, loader: Loader, budget_bytes: int, tell: Callable[[Arrival | Departure], None]) -> None:
+    def __init__(self, loader: Loader, budget_bytes: int, tell: Callable[[Event], None]) -> None:
         self._loader = loader
         self._budget = budget_bytes
         self._tell = tell
         self._entries: dict[_Key, _Entry] = {}
+        self._loading: dict[_Key, int] = {}  # bytes that are held for what is not there yet
         self._changed = threading.Condition()
         self._door = threading.Lock()  # one loads at a time: the libraries change global state while they do
         self._pressed = False  # somebody waits for room: nobody may keep the busy ones busy by the short way
@@ -99,9 +118,9 @@ class Residents:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of everything resident, as measured after loading."""
+        """Bytes of everything resident, as it is now."""
         with self._changed:
-            return self._total()
+            return sum(entry.weights_bytes for entry in self._entries.values())
 
     @property
     def profiles(self) -> list[tuple[str, str]]:
@@ -158,22 +177,49 @@ class Residents:
         started = time.monotonic()
         shared: _Key = (model, None)
         if not self._pin_resident([shared], unless_pressed=False):
-            self._make_room(shared, task)
-            self._add(shared, self._loader.components(model), None)
+            with self._room_for(shared, task):
+                self._add(shared, self._loader.components(model))
+        own: _Key = (model, profile)
         try:
-            self._make_room((model, profile), task)
-            served = self._loader.denoiser(model, profile, self._entries[shared].thing)
+            with self._room_for(own, task):
+                components: Components = self._entries[shared].thing
+                served = self._loader.denoiser(model, profile, components, partial(self._grow, own))
+                self._add(own, served)
         except BaseException:
             self._unpin([shared])
             raise
-        self._add((model, profile), served, served.denoiser.weights_bytes)
         self._tell(Arrival(served, time.monotonic() - started))
 
-    def _add(self, key: _Key, thing: Any, weights_bytes: int | None) -> None:
+    def _add(self, key: _Key, thing: Any) -> None:
         with self._changed:
-            size = thing.weights_bytes if weights_bytes is None else weights_bytes
-            self._entries[key] = _Entry(thing, size, users=1, used=next(self._clock))
+            self._entries[key] = _Entry(thing, users=1, used=next(self._clock))
+            self._loading.pop(key, None)
             self._trim(self._budget)
+
+    @contextmanager
+    def _room_for(self, key: _Key, task: Task) -> Iterator[None]:
+        """Holds room by the key's estimate until it is there, or cannot be loaded."""
+        self._make_room(key, task)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading.pop(key, None)
+
+    def _grow(self, key: _Key, held: int, more: int, take: Callable[[], None]) -> bool:
+        """Gives what is resident, or being loaded, more room; idle things go for it, busy ones never do."""
+        with self._changed:
+            entry, reckoned = self._entries.get(key), self._loading.get(key, 0)
+            growth = more if entry is not None else max(0, held + more - reckoned)
+            self._trim(self._budget - growth)
+            if self._total() + growth > self._budget:
+                return False
+            take()
+            if entry is None:
+                self._loading[key] = reckoned + growth
+            else:
+                self._tell(Growth(entry.thing))
+            return True
 
     def _make_room(self, key: _Key, task: Task) -> None:
         """Evicts idle things, and waits for busy ones to become idle, until the key's estimate fits."""
@@ -184,6 +230,7 @@ class Residents:
                 with self._changed:
                     self._trim(self._budget - need)
                     if self._total() + need <= self._budget:
+                        self._loading[key] = need
                         return
                     if not self._busy_with_others(key[0]):
                         raise TooLarge(
@@ -220,4 +267,5 @@ class Residents:
         ]
 
     def _total(self) -> int:
-        return sum(entry.weights_bytes for entry in self._entries.values())
+        """Bytes of all that is there, and of what is held for all that is not there yet."""
+        return sum(entry.weights_bytes for entry in self._entries.values()) + sum(self._loading.values())

@@ -13,6 +13,7 @@ from torch import nn
 from quant.artifact import load_fallback, load_into
 from quant.backends.call import Executable
 from quant.backends.moment import TimedExecutable
+from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns
 from quant.manifest import Manifest
@@ -35,12 +36,14 @@ class Options:
         threads: CPU threads of one call; 0 leaves it to the backend.
         gpu_dtype: what everything that is not quantized is computed in, on a GPU.
         gpu_products: what 8-bit linears run in there: int8 as calibrated, fp8, or the faster of both.
+        grow: asked before an executable takes memory for one more compiled copy of its weights.
     """
 
     cache_dir: Path
     threads: int = 0
     gpu_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gpu_products: Literal["int8", "fp8", "measured"] = "int8"
+    grow: Grow = without_bound
 
 
 def open_backend(
@@ -84,7 +87,9 @@ def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, option
     if name == "openvino":
         from quant.backends.openvino import OpenVinoExecutable
 
-        return OpenVinoExecutable(module, manifest, options.cache_dir, threads=options.threads, patterns=patterns)
+        return OpenVinoExecutable(
+            module, manifest, options.cache_dir, threads=options.threads, patterns=patterns, grow=options.grow
+        )
     if name == "cuda":
         return _cuda(module, options, patterns)
     raise BackendError(f"no backend {name!r}; known: {', '.join(BACKENDS + GPU_BACKENDS)}")

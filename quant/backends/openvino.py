@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from quant.backends import convert, kernels, runtime
 from quant.backends.call import Call, run_in_parts
+from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns, sharing
 from quant.manifest import Manifest
@@ -30,11 +31,16 @@ BUCKETS = (1, 2, 4, 8, 16)
 """Numbers of rows that graphs are compiled for; larger calls run in parts."""
 
 COPIES_BYTES = 1 << 30
-"""Each compiled graph holds its own packed weights: so many bytes of copies are kept, and at least MIN_COMPILED."""
+"""Each compiled graph holds its own packed weights: so many bytes of copies are kept, and at least MIN_COMPILED; fewer
+where whoever opened the artifact has no room for more."""
 
 MIN_COMPILED, MAX_COMPILED = 2, 16
 
 _log = logging.getLogger(__name__)
+
+
+_Key = tuple[str, int]
+"""A call's signature, and rows."""
 
 
 class _Compiled:
@@ -68,6 +74,7 @@ class OpenVinoExecutable:
         *,
         threads: int = 0,
         patterns: Patterns = NO_SHARING,
+        grow: Grow = without_bound,
     ) -> None:
         convert.refuse(manifest.forms)
         identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
@@ -76,7 +83,8 @@ class OpenVinoExecutable:
         self._folder = cache_dir / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
-        self._ready: OrderedDict[tuple[str, int], Future[_Compiled]] = OrderedDict()
+        self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
+        self._grow, self._growing = grow, threading.Lock()
         self._lock = threading.Lock()
         self._converting = threading.Lock()
         self._closed = False
@@ -111,21 +119,45 @@ class OpenVinoExecutable:
 
     def _compiled(self, call: Call) -> _Compiled:
         key = (call.signature(), bucket(call.count))
-        with self._lock:
-            if self._closed:
-                raise BackendError("the openvino executable was closed")
-            future = self._ready.get(key)
+        future = self._known(key)
+        if future is not None:
+            return future.result()
+        with self._growing:
+            future = self._known(key)
             mine = future is None
             if future is None:
-                future = self._ready[key] = Future()
-            self._ready.move_to_end(key)
-            while len(self._ready) > self._room:
-                self._ready.popitem(last=False)
+                future = Future()
+                self._take_room(key, future)
         if mine:
             self._compile_for(key, call, future)
         return future.result()
 
-    def _compile_for(self, key: tuple[str, int], call: Call, future: Future[_Compiled]) -> None:
+    def _known(self, key: _Key) -> Future[_Compiled] | None:
+        """What is compiled under a key, or is being compiled."""
+        with self._lock:
+            if self._closed:
+                raise BackendError("the openvino executable was closed")
+            future = self._ready.get(key)
+            if future is not None:
+                self._ready.move_to_end(key)
+            return future
+
+    def _take_room(self, key: _Key, future: Future[_Compiled]) -> None:
+        """Puts what is to be compiled among the copies; where there is no room for one more, the oldest goes."""
+
+        def take() -> None:
+            with self._lock:
+                self._ready[key] = future
+
+        while self._ready:
+            held = self._bytes * len(self._ready)
+            if len(self._ready) < self._room and self._grow(held, self._bytes, take):
+                return
+            with self._lock:
+                self._ready.popitem(last=False)
+        take()  # the first copy takes what was reckoned with when the artifact was opened
+
+    def _compile_for(self, key: _Key, call: Call, future: Future[_Compiled]) -> None:
         try:
             future.set_result(self._compile(call, key[1]))
         except BaseException as error:

@@ -108,6 +108,35 @@ def test_compiled_graphs_are_bounded(openvino: engine.OpenVinoExecutable, call: 
     assert openvino.weights_bytes == 2 * stored
 
 
+def test_copies_ask_for_room_and_the_oldest_goes_without(
+    artifact: Artifact, empty: Callable[[], nn.Module], cache: Path, call: Make
+) -> None:
+    asked: list[tuple[int, int]] = []
+    room = 2 * artifact[1].memory_bytes
+
+    def grow(held: int, more: int, take: Callable[[], None]) -> bool:
+        asked.append((held, more))
+        if held + more > room:
+            return False
+        take()
+        return True
+
+    options = quant.Options(cache, threads=1, grow=grow)
+    executable = quant.open_backend("openvino", *artifact, empty, options)
+    one = artifact[1].memory_bytes
+    executable.run(call(1))
+    assert (asked, executable.weights_bytes) == ([], one), "the first copy is what an artifact takes"
+    executable.run(call(2))
+    assert (asked, executable.weights_bytes) == ([(one, one)], 2 * one)
+    first = executable.run(call(4))
+    assert asked[1:] == [(2 * one, one), (one, one)]
+    assert executable.weights_bytes == 2 * one
+    room = 0
+    assert executable.run(call(8)).shape[0] == 8, "one copy is always had"
+    assert executable.weights_bytes == one
+    assert torch.equal(executable.run(call(4)), first)
+
+
 def test_a_warm_cache_needs_no_torch_module(artifact: Artifact, openvino: Executable, cache: Path, call: Make) -> None:
     first = openvino.run(call(2))
 

@@ -6,7 +6,7 @@ import os
 import urllib.request
 
 from jobs.job import Costs, JobResult, ResultFile, Used
-from workers.channel import Alive, BatchRan, Evicted, Loaded, Memory, StageTook
+from workers.channel import Alive, BatchRan, Evicted, Loaded, Memory, Resized, StageTook
 from workers.metrics import Metrics, resident_bytes
 
 LABELS = {"model": "m", "profile": "w8a8", "backend": "openvino"}
@@ -45,7 +45,10 @@ def test_messages_move_the_series_they_should() -> None:
     assert value(metrics, "model_weights_bytes", model="m", profile="w8a8") == 1000
     assert value(metrics, "models_loaded", model="m", profile="w8a8") == 1
     assert value(metrics, "device_memory_allocated_bytes", device="cuda:0") == 30
+    metrics.heard(Resized(model="m", profile="w8a8", weights_bytes=3000), "cuda:0")
+    assert value(metrics, "model_weights_bytes", model="m", profile="w8a8") == 3000
     metrics.heard(Evicted(model="m", profile="w8a8", reason="budget"), "cuda:0")
+    assert value(metrics, "model_weights_bytes", model="m", profile="w8a8") == 0
     assert value(metrics, "models_loaded", model="m", profile="w8a8") == 0
     assert value(metrics, "model_evictions_total", reason="budget") == 1
 

@@ -15,7 +15,7 @@ from pipelines.denoiser import DenoiserCall
 from pipelines.load import Components, load_components
 from pipelines.tiny import save_tiny
 from workers.hub import Served
-from workers.residents import Arrival, Departure, Residents, TooLarge
+from workers.residents import Arrival, Departure, Event, Grow, Growth, Residents, TooLarge
 from workers.task import JobCanceledSignal, Task
 
 
@@ -30,12 +30,19 @@ class Heavy:
 
     name: str
     weights_bytes: int
+    grow: Grow
     backend: str = "torch"
     fallbacks: int = 0
     guidance: None = None
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)
+
+    def grow_by(self, more: int) -> bool:
+        def take() -> None:
+            self.weights_bytes += more
+
+        return self.grow(self.weights_bytes, more, take)
 
 
 @dataclass
@@ -45,6 +52,9 @@ class FakeLoader:
     real: Components
     loaded: list[str] = field(default_factory=list)
     fails: bool = False
+    while_loading: tuple[int, ...] = ()
+    grown: list[bool] = field(default_factory=list)
+    heavy: dict[str, Heavy] = field(default_factory=dict)
 
     def estimate(self, model: str, profile: str | None) -> int:
         return 10 if profile is None else 30
@@ -53,18 +63,20 @@ class FakeLoader:
         self.loaded.append(model)
         return replace(self.real, weights_bytes=10)
 
-    def denoiser(self, model: str, profile: str, components: Components) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         if self.fails:
             raise RuntimeError("broken weights")
         self.loaded.append(f"{model}/{profile}")
-        return Served(model, profile, Heavy(profile, 30))
+        heavy = self.heavy[f"{model}/{profile}"] = Heavy(profile, 30, grow)
+        self.grown.append(all(heavy.grow_by(more) for more in self.while_loading))
+        return Served(model, profile, heavy)
 
 
 @dataclass
 class Bench:
     loader: FakeLoader
     residents: Residents
-    told: list[Arrival | Departure]
+    told: list[Event]
 
     def use(self, *names: str) -> None:
         for name in names:
@@ -79,7 +91,7 @@ class Bench:
 
 @pytest.fixture
 def bench(real: Components) -> Bench:
-    told: list[Arrival | Departure] = []
+    told: list[Event] = []
     loader = FakeLoader(real)
     return Bench(loader, Residents(loader, 100, told.append), told)
 
@@ -154,3 +166,54 @@ def test_many_leases_at_once_load_once(bench: Bench) -> None:
     for thread in threads:
         thread.join()
     assert bench.loader.loaded == ["a", "a/float"]
+
+
+def test_what_grows_takes_the_room_of_idle_ones(bench: Bench) -> None:
+    bench.use("a/float", "b/float")
+    with bench.residents.lease("b", "float", Task("job")):
+        assert bench.loader.heavy["b/float"].grow_by(20)
+        assert bench.gone == [], "100 is the budget"
+        assert bench.loader.heavy["b/float"].grow_by(1)
+        assert bench.gone == ["a/float"]
+        assert bench.residents.weights_bytes == 71, "what is left of a fits"
+    assert [event.served.denoiser.weights_bytes for event in bench.told if isinstance(event, Growth)] == [51, 51]
+
+
+def test_what_grows_never_exceeds_the_budget_or_disturbs_busy_ones(bench: Bench) -> None:
+    with bench.residents.lease("a", "float", Task("1")), bench.residents.lease("b", "float", Task("2")):
+        assert not bench.loader.heavy["b/float"].grow_by(21)
+        assert bench.loader.heavy["a/float"].grow_by(20)
+        assert not bench.loader.heavy["b/float"].grow_by(1)
+        assert bench.residents.weights_bytes == 100
+    assert bench.gone == []
+
+
+def test_what_grew_counts_for_the_next(bench: Bench) -> None:
+    bench.use("a/float", "b/float")
+    with bench.residents.lease("a", "float", Task("job")):
+        assert bench.loader.heavy["a/float"].grow_by(20)
+    bench.use("c/float")
+    assert bench.gone == ["b/float"], "70 + 40 + 40 is more than 100"
+    assert bench.residents.weights_bytes == 100
+
+
+@pytest.mark.parametrize(
+    ("more", "fits", "gone"),
+    [((20,), True, []), ((30,), True, ["b/float"]), ((30, 30), True, ["b/float"]), ((30, 31), False, [])],
+)
+def test_room_is_asked_for_while_loading(bench: Bench, more: tuple[int, ...], fits: bool, gone: list[str]) -> None:
+    bench.use("b/float")
+    bench.loader.while_loading = more
+    bench.use("a/float")
+    assert bench.loader.grown == [True, fits]
+    assert bench.gone == (gone if fits else ["b/float"])
+    assert bench.residents.weights_bytes <= 100
+
+
+def test_room_that_was_held_for_a_failed_load_is_free_again(bench: Bench) -> None:
+    bench.loader.fails = True
+    with pytest.raises(RuntimeError, match="broken"), bench.residents.lease("a", "float", Task("job")):
+        pytest.fail("it cannot be loaded")
+    bench.loader.fails = False
+    with bench.residents.lease("b", "float", Task("job")):
+        assert bench.loader.heavy["b/float"].grow_by(60)
