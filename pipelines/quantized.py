@@ -21,11 +21,15 @@ from quant.guidance.plan import GuidancePlan
 
 
 class Means(Protocol):
-    """What a backend may use; every `WorkerSettings` and `quant.Options` has both."""
+    """What a backend may use; every `WorkerSettings` and `quant.Options` has it."""
 
     @property
     def cache_dir(self) -> Path:
         """Where compiled code may be kept."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """What that may take on disk."""
 
     @property
     def threads(self) -> int:
@@ -107,7 +111,7 @@ def load_quantized(
         UnsupportedModel: the artifact is missing, incomplete, changed, or of another model, or the backend is unknown.
     """
     kind, name = type(components.skeleton), backend or card.backend
-    options = quant.Options(cache_dir=means.cache_dir, threads=means.threads, grow=grow)
+    options = quant.Options(means.cache_dir, means.cache_bytes, means.threads, grow=grow)
     with _told(card):
         folder, manifest = _verified(card, components)
         executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)

@@ -16,11 +16,13 @@ from jobs.catalog import Catalog
 from jobs.files import ResultStore
 from jobs.job import JobResult
 from workers import null
-from workers.channel import (
+from workers.channel import ChildEnd
+from workers.failures import failure_of
+from workers.memory import peak_bytes, rss_bytes
+from workers.messages import (
     Alive,
     Cancel,
     Canceled,
-    ChildEnd,
     Failed,
     Finished,
     FromChild,
@@ -33,8 +35,6 @@ from workers.channel import (
     Stepped,
     Stop,
 )
-from workers.failures import failure_of
-from workers.memory import peak_bytes, rss_bytes
 from workers.settings import WorkerSettings
 from workers.task import Assignment, JobCanceledSignal, Task
 

@@ -12,11 +12,11 @@ import torch
 
 from jobs.catalog import Catalog
 from pipelines.load import quiet
-from workers.channel import BatchRan, Evicted, FromChild, Loaded, Resized
 from workers.generate import Tools
 from workers.hub import Batch, Hub
 from workers.loading import ModelLoader
 from workers.memory import PeakMeter
+from workers.messages import BatchRan, Evicted, FromChild, Loaded, Resized
 from workers.residents import Departure, Event, Growth, Residents
 from workers.settings import WorkerSettings
 from workers.turns import Turns

@@ -14,19 +14,8 @@ from pathlib import Path
 
 from jobs.queue import JobQueue
 from jobs.records import Claim
-from workers.channel import (
-    Cancel,
-    Canceled,
-    Failed,
-    Finished,
-    JobMessage,
-    Previewed,
-    Run,
-    Started,
-    Stepped,
-    ToChild,
-)
 from workers.child import Cause, Death
+from workers.messages import Cancel, Canceled, Failed, Finished, JobMessage, Previewed, Run, Started, Stepped, ToChild
 from workers.metrics import Metrics
 from workers.running import Phase, Reports, Running
 from workers.settle import Settler

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from workers.channel import ChannelError, FromChild, Ready, Stop, ToChild
+from workers.channel import ChannelError
 from workers.child import Cause, Child, Death
+from workers.messages import FromChild, Ready, Stop, ToChild
 from workers.metrics import Metrics
 from workers.watchdog import Vitals
 

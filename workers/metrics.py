@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from jobs.job import JobResult
-from workers.channel import BatchRan, Evicted, FromChild, Loaded, Memory, Resized, StageTook
+from workers.messages import BatchRan, Evicted, FromChild, Loaded, Memory, Resized, StageTook
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 ROWS = (1, 2, 4, 8, 16, 32, 64)

@@ -17,6 +17,7 @@ class WorkerSettings(Settings):
     lanes: tuple[Literal["image"], ...] = ("image",)
     max_running: int = Field(16, ge=1, le=256, description="Jobs in the device child at once.")
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
+    cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")
 
     metrics_host: str = "127.0.0.1"

@@ -22,10 +22,10 @@ from jobs.errors import Unavailable
 from jobs.files import ResultStore
 from jobs.queue import JobQueue
 from jobs.records import WorkerInfo
-from workers.channel import FromChild, JobMessage, Ready
 from workers.child import DEVICE_COMMAND, Death
 from workers.hands import Hands
 from workers.keeper import ChildKeeper
+from workers.messages import FromChild, JobMessage, Ready
 from workers.metrics import Metrics
 from workers.running import Phase
 from workers.settings import WorkerSettings

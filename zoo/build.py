@@ -47,10 +47,11 @@ SHIPPED = {
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Where compiled code may be kept, and how many threads may be used."""
+    """Where compiled code may be kept, what it may take, and how many threads may be used."""
 
     cache_dir: Path
     threads: int = 0
+    cache_bytes: int = quant.CACHE_BYTES
 
 
 def calibration_prompts(count: int = CALIBRATION_PROMPTS, seed: int = 1) -> list[str]:

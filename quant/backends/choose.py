@@ -27,12 +27,17 @@ GPU_BACKENDS = ("cuda",)
 """Those that run artifacts where their device is."""
 
 
+CACHE_BYTES = 20 << 30
+"""What compiled code may take on disk unless said otherwise: about ten graphs of a model of two billion weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a backend may use.
 
     Attributes:
         cache_dir: where compiled code may be kept between processes.
+        cache_bytes: what that may take on disk; the least recently used goes.
         threads: CPU threads of one call; 0 leaves it to the backend.
         gpu_dtype: what everything that is not quantized is computed in, on a GPU.
         gpu_products: what 8-bit linears run in there: int8 as calibrated, fp8, or the faster of both.
@@ -40,6 +45,7 @@ class Options:
     """
 
     cache_dir: Path
+    cache_bytes: int = CACHE_BYTES
     threads: int = 0
     gpu_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gpu_products: Literal["int8", "fp8", "measured"] = "int8"
@@ -88,7 +94,13 @@ def _open(name: str, module: Callable[[], nn.Module], manifest: Manifest, option
         from quant.backends.openvino import OpenVinoExecutable
 
         return OpenVinoExecutable(
-            module, manifest, options.cache_dir, threads=options.threads, patterns=patterns, grow=options.grow
+            module,
+            manifest,
+            options.cache_dir,
+            cache_bytes=options.cache_bytes,
+            threads=options.threads,
+            patterns=patterns,
+            grow=options.grow,
         )
     if name == "cuda":
         return _cuda(module, options, patterns)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends import convert, kernels, runtime
+from quant.backends import convert, disk, kernels, runtime
 from quant.backends.call import Call, run_in_parts
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
@@ -72,6 +72,7 @@ class OpenVinoExecutable:
         manifest: Manifest,
         cache_dir: Path,
         *,
+        cache_bytes: int = 20 << 30,
         threads: int = 0,
         patterns: Patterns = NO_SHARING,
         grow: Grow = without_bound,
@@ -80,7 +81,8 @@ class OpenVinoExecutable:
         identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
         self._module, self._patterns = module, patterns
         self._bytes = manifest.memory_bytes
-        self._folder = cache_dir / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
+        self._folder = self._cache / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
         self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
@@ -107,7 +109,7 @@ class OpenVinoExecutable:
         """Share of the multiply-adds of a call that run in int8 kernels, 0..1, by the compiled graph."""
         call = call.take(call.parts(BUCKETS[-1])[0])
         compiled = self._compiled(call)
-        model = runtime.core().read_model(self._graph(call))
+        model = self._read(call)
         model.reshape(convert.shapes(model, call, compiled.rows))
         return kernels.int8_multiply_adds(compiled.model) / kernels.multiply_adds(model)
 
@@ -168,20 +170,32 @@ class OpenVinoExecutable:
 
     def _compile(self, call: Call, rows: int) -> _Compiled:
         core = runtime.core()
-        model = core.read_model(self._graph(call))
+        model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
         try:
             compiled = core.compile_model(model, "CPU", self._properties)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
+        disk.keep_within(self._cache, self._cache_bytes)
         return _Compiled(compiled, call, rows)
+
+    def _read(self, call: Call) -> Any:
+        """The traced graph for calls of this signature."""
+        path = self._graph(call)
+        try:
+            return runtime.core().read_model(path)
+        except RuntimeError:
+            if path.is_file():
+                raise
+        return runtime.core().read_model(self._graph(call))  # another process removed it, to keep the cache's bound
 
     def _graph(self, call: Call) -> Path:
         """The traced graph on disk for calls of this signature; traced now if it is not there yet."""
         path = self._folder / f"{call.signature()}{self._patterns.key(call)}.xml"
         with self._converting:
-            if not path.is_file():
+            disk.mark_used(path)
+            if not (path.is_file() and path.with_suffix(".bin").is_file()):
                 module = self._module()
                 with sharing(module, call, self._patterns):
                     convert.write(convert.convert(module, call), path)

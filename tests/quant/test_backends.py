@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,19 @@ def test_copies_ask_for_room_and_the_oldest_goes_without(
     assert executable.run(call(8)).shape[0] == 8, "one copy is always had"
     assert executable.weights_bytes == one
     assert torch.equal(executable.run(call(4)), first)
+
+
+def test_graphs_on_disk_are_bounded_and_made_again(
+    artifact: Artifact, empty: Callable[[], nn.Module], tmp_path: Path, call: Make
+) -> None:
+    executable = quant.open_backend("openvino", *artifact, empty, quant.Options(tmp_path, cache_bytes=0, threads=1))
+    small, large = call(1), call(1)
+    large = replace(large, rows={**large.rows, "sample": torch.cat([large.rows["sample"]] * 2, dim=-1)})
+    answers = [executable.run(one) for one in (small, large)]
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len({path.with_suffix("") for path in left}) == 1, "what was used last"
+    again = quant.open_backend("openvino", *artifact, empty, quant.Options(tmp_path, cache_bytes=0, threads=1))
+    assert all(torch.equal(again.run(one), answer) for one, answer in zip((small, large), answers, strict=True))
 
 
 def test_a_warm_cache_needs_no_torch_module(artifact: Artifact, openvino: Executable, cache: Path, call: Make) -> None:

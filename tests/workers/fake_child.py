@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 from jobs.files import ResultStore
 from jobs.job import Costs, Failure, JobResult, ResultFile, Used
-from workers.channel import (
+from workers.channel import ChildEnd
+from workers.messages import (
     Alive,
     BatchRan,
     Cancel,
     Canceled,
-    ChildEnd,
     Failed,
     Finished,
     Loaded,

@@ -19,10 +19,10 @@ from jobs.files import ResultStore
 from jobs.job import JobResult, new_job_id
 from jobs.request import ImageRequest
 from pipelines.tiny import save_tiny
-from workers.channel import BatchRan, FromChild
 from workers.engine import open_engine
 from workers.generate import Tools, generate
 from workers.hub import Served
+from workers.messages import BatchRan, FromChild
 from workers.seams import Stage
 from workers.settings import WorkerSettings
 from workers.task import Assignment, Task

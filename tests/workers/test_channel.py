@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs.request import ImageRequest
-from workers.channel import Cancel, ChannelError, ChildEnd, Previewed, Run, Stepped, Stop, SupervisorEnd, ToChild
+from workers.channel import ChannelError, ChildEnd, SupervisorEnd
+from workers.messages import Cancel, Previewed, Run, Stepped, Stop, ToChild
 
 REQUEST = ImageRequest(
     model="m",

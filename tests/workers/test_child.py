@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.workers.bench import FAKE
-from workers.channel import FromChild, Ready, Stop
 from workers.child import Cause, Child, Death, OomCounter, classify
+from workers.messages import FromChild, Ready, Stop
 
 
 async def started() -> Child:

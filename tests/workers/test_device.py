@@ -14,7 +14,8 @@ import pytest
 from jobs.files import ResultStore
 from jobs.job import new_job_id
 from tests.workers.kit import TOKEN, request, tiny_settings
-from workers.channel import (
+from workers.child import Cause, Child
+from workers.messages import (
     Alive,
     BatchRan,
     Cancel,
@@ -31,7 +32,6 @@ from workers.channel import (
     Stepped,
     Stop,
 )
-from workers.child import Cause, Child
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import os
 import urllib.request
 
 from jobs.job import Costs, JobResult, ResultFile, Used
-from workers.channel import Alive, BatchRan, Evicted, Loaded, Memory, Resized, StageTook
+from workers.messages import Alive, BatchRan, Evicted, Loaded, Memory, Resized, StageTook
 from workers.metrics import Metrics, resident_bytes
 
 LABELS = {"model": "m", "profile": "w8a8", "backend": "openvino"}
