@@ -67,6 +67,7 @@ def save(
             model=model,
             profile=recipe.name,
             backend=recipe.backend,
+            float_in=recipe.float_in,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,

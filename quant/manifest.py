@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
+from quant.recipe import FloatIn
 from quant.report import LayerForm, LayerReport
 from quant.rotation.report import RotationReport, TransformForm
 from quant.temporal.features import TemporalPlan
@@ -52,6 +53,7 @@ class Manifest(BaseModel):
     model: str
     profile: str
     backend: str = "openvino"
+    float_in: FloatIn = "float32"
     recipe: dict[str, Any]
     weight_bits: int
     activation_bits: int

@@ -25,7 +25,8 @@ def reconstruction_key(recipe: Recipe) -> str:
     smoothed, everything may.
     """
     if rotates(recipe):
-        return repr(recipe.model_copy(update={"name": "", "description": "", "guidance": Guidance()}))
+        changes = {"name": "", "description": "", "guidance": Guidance(), "float_in": "float32"}
+        return repr(recipe.model_copy(update=changes))
     rounding = recipe.rounding.model_copy(update={"activation_iterations": 0})
     inputs_matter = recipe.rounding.activation_iterations > 0 or recipe.sensitive.macs > 0
     learned = (recipe.rounding.activation_iterations, recipe.activations, recipe.ranges) if inputs_matter else ()

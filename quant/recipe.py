@@ -101,6 +101,10 @@ class Activations(BaseModel):
         return self.bits != FLOAT_BITS and (self.steps, self.branches) != ("shared", "shared")
 
 
+FloatIn = Literal["float32", "bfloat16"]
+"""Number formats that float operations may be computed in; weights are stored as they are either way."""
+
+
 class Rounding(BaseModel):
     """How weights are rounded to integers: to the nearest, or by AdaRound (Nagel et al., ICML 2020) of blocks.
 
@@ -204,6 +208,11 @@ class Recipe(BaseModel):
     split_skips: bool = Field(False, description="Own scales for each part of concatenated inputs (Q-Diffusion).")
     scope: Literal["all", "temporal", "none"] = Field(
         "all", description="`temporal` leaves all other layers float: an ablation. `none` leaves all: guidance alone."
+    )
+    float_in: FloatIn = Field(
+        "float32",
+        description="What is not integer (attention, norms, layers that stay float) is computed in, on machines that "
+        "have units for it and where no timestep is embedded on the way; elsewhere in float32.",
     )
     rotation: Rotation = Rotation()
     smoothing: Smoothing = Smoothing()

@@ -105,3 +105,11 @@ def write(model: Any, path: Path) -> None:
         openvino.save_model(model, fresh, compress_to_fp16=False)
         fresh.with_suffix(".bin").replace(path.with_suffix(".bin"))
         fresh.replace(path)
+
+
+def computes_angles(model: Any) -> bool:
+    """Whether a graph takes sines or cosines, as embeddings of timesteps do; where tables hold them, none is computed.
+
+    In bfloat16 a timestep of 999 is 1000, and its sine another one.
+    """
+    return any(node.get_type_name() in ("Sin", "Cos") for node in model.get_ops())

@@ -84,6 +84,7 @@ class OpenVinoExecutable:
         self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
         self._folder = self._cache / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
+        self._halves = manifest.float_in == "bfloat16" and runtime.has_bfloat16()
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
         self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
         self._grow, self._growing = grow, threading.Lock()
@@ -172,8 +173,9 @@ class OpenVinoExecutable:
         core = runtime.core()
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
+        halves = runtime.IN_BFLOAT16 if self._halves and not convert.computes_angles(model) else {}
         try:
-            compiled = core.compile_model(model, "CPU", self._properties)
+            compiled = core.compile_model(model, "CPU", self._properties | halves)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)

@@ -24,6 +24,16 @@ def version() -> str:
     return f"{openvino.get_version()} {core().get_property('CPU', 'FULL_DEVICE_NAME')}"
 
 
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether the CPU has units for bfloat16."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+IN_BFLOAT16 = {"INFERENCE_PRECISION_HINT": "bf16"}
+"""What to ask for beside `properties`, so that what is not integer is computed in bfloat16."""
+
+
 def properties(threads: int, cache_dir: Path) -> dict[str, Any]:
     """What we ask of the CPU plugin.
 

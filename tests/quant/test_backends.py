@@ -66,6 +66,15 @@ def test_a_row_is_the_same_in_any_company(name: str, opened: Callable[[str], Exe
         assert torch.equal(executable.run(many.take(torch.tensor(rows))), together[rows])
 
 
+def test_graphs_that_embed_timesteps_stay_in_float32(
+    artifact: Artifact, openvino: Executable, empty: Callable[[], nn.Module], tmp_path: Path, call: Make
+) -> None:
+    folder, manifest = artifact
+    half = manifest.model_copy(update={"float_in": "bfloat16"})
+    executable = quant.open_backend("openvino", folder, half, empty, quant.Options(tmp_path, threads=1))
+    assert torch.equal(executable.run(call(7)), openvino.run(call(7)))
+
+
 def test_large_calls_run_in_parts(openvino: Executable, call: Make) -> None:
     many = call(19)
     whole = openvino.run(many)
