@@ -37,6 +37,9 @@ BASES: Final = {
 }
 """Method to the built-in recipe that it is made of."""
 
+SAMPLES: Final = 1024
+"""Rows of calls that rounding is learned on."""
+
 RIVALS: Final = ("rtn", "smoothquant", "vidit-q-like", "published")
 OURS: Final = tuple(method for method in BASES if method.startswith("served"))
 
@@ -82,8 +85,8 @@ def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Reci
         "activations": base.activations.model_copy(update={"bits": bits[1]}),
     }
     if method in OURS:
-        changes |= {"rounding": base.rounding.model_copy(update={"iterations": iterations}), "guidance": Guidance()}
-        changes |= {"temporal": Temporal(maintenance="float")}
+        learned = base.rounding.model_copy(update={"iterations": iterations, "samples": SAMPLES})
+        changes |= {"rounding": learned, "guidance": Guidance(), "temporal": Temporal(maintenance="float")}
     if method in OURS and method != "served, mixed":
         changes["sensitive"] = Sensitive()
     if method == "served, nearest":

@@ -118,7 +118,7 @@ class Rounding(BaseModel):
     grain: Literal["layer", "block"] = "block"
     iterations: int = Field(500, ge=1, le=100_000, description="Of every block or layer.")
     batch: int = Field(32, ge=1, le=1024, description="Rows of an iteration.")
-    samples: int = Field(1024, ge=1, le=100_000, description="Rows of denoiser calls to reconstruct on.")
+    samples: int = Field(512, ge=1, le=100_000, description="Rows of denoiser calls to reconstruct on.")
     timesteps: Literal["uniform", "normal"] = Field(
         "uniform", description="How rows are drawn over steps; `normal`: skewed to one side, as PTQ4DM (CVPR 2023)."
     )
