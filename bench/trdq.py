@@ -71,7 +71,7 @@ def _build(row: Row, components: Components, artifact: Path, progress: calibrate
         components.folder,
         artifact,
         row.recipe,
-        calibration_prompts(CALIBRATION_PROMPTS),
+        calibration_prompts(CALIBRATION_PROMPTS if row.recipe.learns else OBSERVED_PROMPTS),
         model_defaults(components.folder),
         row.model,
         observed=OBSERVED_PROMPTS,

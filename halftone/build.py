@@ -84,8 +84,8 @@ def quantize_model(
     with library_faults():
         plan = quant.load_recipe(recipe)
         plan = plan.fast() if fast else plan
-    learns = plan.rounding.method == "adaround"
-    chosen = choose_subjects(found, prompts, samples, LEARNING_SAMPLES if learns else CALIBRATION_SAMPLES, unseen=False)
+    count = LEARNING_SAMPLES if plan.learns else CALIBRATION_SAMPLES
+    chosen = choose_subjects(found, prompts, samples, count, unseen=False)
     with library_faults():
         place = out or settings.artifacts_dir / found.card.id / plan.name
         order = QuantizationOrder(

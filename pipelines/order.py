@@ -39,8 +39,9 @@ class QuantizationOrder:
         subjects: what is drawn to calibrate on: prompts, classes, or None for models that are told nothing.
         defaults: at which settings.
         model: the model's id; by default the folder's name.
-        observed: how many of the subjects ranges, rotations and guidance plans are taken from, the first ones: they
-            settle after a few. All others give rows to learn rounding on, which would fit to those few.
+        observed: how many of the subjects guidance plans are made from at most, and, where rounding is learned, ranges
+            and rotations: the first ones, as they settle after a few. All others give rows to learn on, which would
+            fit to those few.
         seed: of calibration pictures and of reconstruction.
         scratch: where finished stages are kept, so that a killed build goes on; by default beside `out` until it is
             done. Orders that differ in what becomes of weights must not share one.
@@ -58,6 +59,11 @@ class QuantizationOrder:
     seed: int = 0
     scratch: Path | None = None
     plans: Path | None = None
+
+    @property
+    def few(self) -> Sequence[Subject]:
+        """The subjects that ranges and rotations are taken from."""
+        return self.subjects[: self.observed] if self.recipe.learns else self.subjects
 
 
 def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Path:
@@ -111,14 +117,13 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
 
 def _calibration(order: QuantizationOrder) -> dict[str, Any]:
     """What a manifest says of it."""
-    count = len(order.subjects)
-    told = {"prompts": count, "observed": min(count, order.observed), "seed": order.seed}
+    told = {"prompts": len(order.subjects), "observed": len(order.few), "seed": order.seed}
     return told | order.defaults.model_dump(mode="json")
 
 
 def _runs(order: QuantizationOrder, components: Components, progress: Progress) -> tuple[Run, Run | None]:
     """What draws the subjects that are observed, and what draws those that are only learned on."""
-    few, rest = order.subjects[: order.observed], order.subjects[order.observed :]
+    few, rest = order.few, order.subjects[len(order.few) :]
     run = runner(components, few, order.defaults, seed=order.seed, progress=progress)
     if not rest:
         return run, None
@@ -137,15 +142,8 @@ def _planned(
     kept = stages.load(name)
     if kept is not None:
         return GuidancePlan.model_validate_json(bytes(kept["plan"].tolist()))
-    plan = make_plan(
-        components,
-        denoiser,
-        order.subjects[: order.observed],
-        order.defaults,
-        guidance,
-        seed=order.seed,
-        progress=progress,
-    )
+    few = order.subjects[: order.observed]
+    plan = make_plan(components, denoiser, few, order.defaults, guidance, seed=order.seed, progress=progress)
     text = torch.tensor(list(plan.model_dump_json().encode()), dtype=torch.uint8)
     stages.save(name, {"plan": text}, time.monotonic() - started)
     return plan

@@ -55,7 +55,7 @@ def calibrate_for(module: nn.Module, run: Run, recipe: Recipe, *, more: Run | No
     """
     splits = find_splits(module, first_call(run)) if recipe.split_skips else None
     wish = None
-    if recipe.rounding.method == "adaround":
+    if recipe.learns:
         wish = SampleWish(recipe.rounding.samples, recipe.rounding.timesteps)
     timed = any(scheme.activations.follows_time for scheme in recipe.schemes)
     channels = any(scheme.weights.ranges == "each" for scheme in recipe.schemes)

@@ -174,7 +174,7 @@ def _reconstruct(
     module: nn.Module, fates: Mapping[str, _Fate], recipe: Recipe, statistics: Statistics, work: Work
 ) -> tuple[str, ...]:
     """Has AdaRound choose the integers, where the recipe says so; what is to note of it."""
-    if recipe.rounding.method != "adaround":
+    if not recipe.learns:
         return ()
     return reconstruct(
         module,

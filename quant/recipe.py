@@ -236,6 +236,11 @@ class Recipe(BaseModel):
         return (*own, *(one.model_copy(update={"weights": finer}) for one in own if finer is not None))
 
     @property
+    def learns(self) -> bool:
+        """Whether rounding is learned on rows of calls."""
+        return self.rounding.method == "adaround"
+
+    @property
     def backend(self) -> Literal["openvino", "reference", "torch"]:
         """What runs the artifact by default: `reference` where kernels cannot, `torch` where nothing is quantized."""
         if self.scope == "none":

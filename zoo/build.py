@@ -35,7 +35,8 @@ from zoo.shapes.checker import faults
 from zoo.shapes.world import random_scene
 
 ZOO = Path(__file__).parent
-CALIBRATION_PROMPTS = 256
+CALIBRATION_PROMPTS = 64
+LEARNING_PROMPTS = 256
 TIMED_PROMPTS = 8
 ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
 SHIPPED = {
@@ -147,7 +148,8 @@ def build(model: str, opened: Model, recipe_name: str, cache: Path, count: int) 
     folder, out = opened.components.folder, ZOO / "artifacts" / model / recipe_name
     recipe = quant.load_recipe(recipe_name)
     scratch = _scratch(cache / model, recipe)
-    prompts, defaults = calibration_prompts(), model_defaults(folder)
+    prompts = calibration_prompts(LEARNING_PROMPTS if recipe.learns else CALIBRATION_PROMPTS)
+    defaults = model_defaults(folder)
     plans = cache / model / "plans"
     order = QuantizationOrder(folder, out, recipe, prompts, defaults, model, scratch=scratch, plans=plans)
     with Progress() as bar:
