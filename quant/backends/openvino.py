@@ -180,6 +180,7 @@ class OpenVinoExecutable:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
         disk.keep_within(self._cache, self._cache_bytes)
+        runtime.give_back_memory()
         return _Compiled(compiled, call, rows)
 
     def _read(self, call: Call) -> Any:
@@ -203,6 +204,7 @@ class OpenVinoExecutable:
                     convert.write(convert.convert(module, call), path)
                 del module
                 gc.collect()  # traced graphs hold cycles; the torch copy of the weights goes with them
+                runtime.give_back_memory()
         return path
 
 

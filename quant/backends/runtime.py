@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 from pathlib import Path
@@ -28,6 +29,15 @@ def version() -> str:
 def has_bfloat16() -> bool:
     """Whether the CPU has units for bfloat16."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def give_back_memory() -> bool:
+    """Has the C library give back to the system what was freed, which glibc keeps otherwise; whether anything was.
+
+    Tracing and compiling free gigabytes in small pieces: SD1.5's shape leaves 6.5 GB behind, 1.0 GB after this.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    return trim is not None and bool(trim(0))
 
 
 IN_BFLOAT16 = {"INFERENCE_PRECISION_HINT": "bf16"}

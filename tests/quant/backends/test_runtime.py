@@ -1,0 +1,42 @@
+"""What is asked of OpenVINO and of the C library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quant.backends.runtime import give_back_memory, has_bfloat16, properties
+
+
+def test_layers_that_stay_float_are_computed_in_float32(tmp_path: Path) -> None:
+    asked = properties(3, tmp_path)
+    assert (asked["INFERENCE_PRECISION_HINT"], asked["INFERENCE_NUM_THREADS"]) == ("f32", 3)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="what the CPU has is read from /proc/cpuinfo")
+def test_bfloat16_is_what_the_cpu_has() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    assert has_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the C library is another")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    code = (
+        "import ctypes\n"
+        "from quant.backends.runtime import give_back_memory\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm', encoding='utf-8').read().split()[1]) * 4096\n"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
+        "libc.free.argtypes = [ctypes.c_void_p]\n"
+        "blocks = [libc.malloc(16000) for _ in range(20000)]\n"
+        "for block in blocks: ctypes.memset(block, 1, 16000)\n"
+        "held = libc.malloc(64)\n"  # above all the others, so that glibc cannot shrink its heap
+        "for block in blocks: libc.free(ctypes.c_void_p(block))\n"
+        "before = resident(); give_back_memory(); print(before - resident())\n"
+    )
+    freed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(freed.stdout) > 200_000_000
+    assert give_back_memory() in (True, False)
