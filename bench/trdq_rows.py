@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import quant
-from quant.recipe import Rounding, Sensitive, Temporal
-from quant.recipe_parts import Guidance
+from quant.recipe import Sensitive, Temporal
+from quant.recipe_parts import Guidance, Rounding
 
 Bits = tuple[int, int]
 """Of weights and activations."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from quant.errors import QuantError
 from quant.grid import integer_range
 from quant.layers import FloatLayer, Quantized, QuantizedLayer, SplitLayer, parts_of
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 from quant.rounding import Grid, SoftRounding
 from quant.stacks import Stack
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
-from quant.recipe import FloatIn
+from quant.recipe_parts import FloatIn
 from quant.report import LayerForm, LayerReport
 from quant.rotation.report import RotationReport, TransformForm
 from quant.temporal.features import TemporalPlan

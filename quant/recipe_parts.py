@@ -1,4 +1,4 @@
-"""The parts of a recipe that rotate, smooth, divide time into ranges, and plan guidance. Must not know any model."""
+"""Parts of a recipe: rounding, rotation, smoothing, ranges of time, guidance plans. Must not know any model by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,36 @@ STRICT = ConfigDict(extra="forbid", frozen=True)
 
 SPAN: Final = 1000
 """Timesteps that ranges divide: 0 to SPAN, as models are trained on."""
+
+
+FloatIn = Literal["float32", "bfloat16"]
+"""Number formats that float operations may be computed in; weights are stored as they are either way."""
+
+
+class Rounding(BaseModel):
+    """How weights are rounded to integers: to the nearest, or by AdaRound (Nagel et al., ICML 2020) of blocks.
+
+    Published numbers (TFMQ-DM's code): 20,000 iterations of batch 32, Adam 1e-3, regularizer 0.01, warm-up 0.2, beta 20
+    to 2.
+    """
+
+    model_config = STRICT
+
+    method: Literal["nearest", "adaround"] = "nearest"
+    grain: Literal["layer", "block"] = "block"
+    iterations: int = Field(500, ge=1, le=100_000, description="Of every block or layer.")
+    batch: int = Field(32, ge=1, le=1024, description="Rows of an iteration.")
+    samples: int = Field(512, ge=1, le=100_000, description="Rows of denoiser calls to reconstruct on.")
+    timesteps: Literal["uniform", "normal"] = Field(
+        "uniform", description="How rows are drawn over steps; `normal`: skewed to one side, as PTQ4DM (CVPR 2023)."
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    regularizer: float = Field(0.01, gt=0, le=10)
+    warmup: float = Field(0.2, ge=0, lt=1)
+    beta: tuple[float, float] = (20.0, 2.0)
+    activation_iterations: int = Field(
+        0, ge=0, le=100_000, description="Of every block, to learn activation scales afterwards (Q-Diffusion)."
+    )
 
 
 class Rotation(BaseModel):

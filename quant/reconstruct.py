@@ -24,7 +24,7 @@ from quant.errors import QuantError
 from quant.grid import integer_range
 from quant.layers import Quantized, QuantizedLayer, parts_of, quantizable_layers
 from quant.learn import Learner, weight_bits
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 from quant.report import Learned, Reconstruction
 from quant.samples import Samples
 from quant.stacks import NotByRows, Stack

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quant.grid import along_channels, integer_range
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 
 ZETA, GAMMA = 1.1, -0.1
 """Ends of the stretched sigmoid before it is clipped."""

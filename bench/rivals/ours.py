@@ -19,7 +19,7 @@ import quant
 from bench.rivals import Work
 from quant.guidance.macs import costs, saving
 from quant.guidance.plan import GuidancePlan, GuidanceStep
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 
 PLANNED = "BRBRBRBRRBRRRRBRRRRRRBRRB"
 """Steps of the plan that shapes-unet's shipped artifacts have, found for 1% more error of its final latents. A random

@@ -37,7 +37,8 @@ from quant.clock import MomentHolder
 from quant.errors import CalibrationError, QuantError
 from quant.grid import Affine, to_integers, weight_scales
 from quant.layers import QuantizedLinear
-from quant.recipe import Rounding, Temporal
+from quant.recipe import Temporal
+from quant.recipe_parts import Rounding
 from quant.rounding import Grid, SoftRounding
 from quant.temporal.closed import closed_form
 from quant.temporal.finite import FiniteSet, take_timed

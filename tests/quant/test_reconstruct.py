@@ -14,7 +14,7 @@ import quant
 from quant.backends.call import call_module
 from quant.layers import InputGrid, Quantized, empty_like, parts_of, replace_layers
 from quant.learn import weight_bits
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 from quant.reconstruct import reconstruct
 from quant.samples import Samples
 from quant.stages import Stages

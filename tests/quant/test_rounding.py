@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quant.grid import from_integers, to_integers, weight_scales
-from quant.recipe import Rounding
+from quant.recipe_parts import Rounding
 from quant.rounding import (
     Grid,
     SoftRounding,
