@@ -32,11 +32,11 @@ from jobs.catalog import Catalog
 from pipelines.denoiser import Denoiser, DenoiserCall
 from pipelines.drawing import draw_batch
 from pipelines.load import Components, quiet
-from quant import read_manifest
+from quant import Grow, read_manifest
 from workers.hub import Hub, Served
 from workers.loading import ModelLoader
 from workers.memory import rss_bytes
-from workers.residents import Departure, Event, Grow, Residents
+from workers.residents import Departure, Event, Residents
 from workers.settings import WorkerSettings
 from workers.task import Task
 from workers.turns import Turns

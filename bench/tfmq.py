@@ -78,7 +78,10 @@ def _build(row: Row, components: Components, artifact: Path, statistics: Shared)
         drawn = partial(calibrate.runner, components, defaults=model_defaults(components.folder))
         few = drawn(prompts[:OBSERVED_PROMPTS], seed=seed)
         more = drawn(prompts[OBSERVED_PROMPTS:], seed=seed + OBSERVED_PROMPTS)
-        found = quant.calibrate_for(denoiser, few, _calibrating(row.recipe), more=more, seed=row.seed)
+        untouched = load_denoiser(
+            components
+        )  # it is drawn with when a row needs samples, maybe after others are quantized
+        found = quant.calibrate_for(untouched, few, _calibrating(row.recipe), more=more, seed=row.seed)
         statistics[row.group] = (found, time.monotonic() - started)
     seen, seconds = statistics[row.group]
     work = quant.Work(quant.Stages(WORK / "stages" / _stage_key(row), _stage_key(row)), row.seed)

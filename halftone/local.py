@@ -30,8 +30,8 @@ from workers.settings import WorkerSettings
 if TYPE_CHECKING:
     from pipelines.denoiser import Denoiser
     from pipelines.load import Components
+    from quant import Grow
     from workers.hub import Served
-    from workers.residents import Grow
 
 Step = Callable[[int, int], None]
 

@@ -25,7 +25,7 @@ from pipelines.quantized import denoiser_sha256
 from quant.guidance.alone import save_plan
 from quant.guidance.plan import GuidancePlan
 
-Run = Callable[[Answer], None]
+_Run = Callable[[Answer], None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _calibration(order: QuantizationOrder) -> dict[str, Any]:
     return told | order.defaults.model_dump(mode="json")
 
 
-def _runs(order: QuantizationOrder, components: Components, progress: Progress) -> tuple[Run, Run | None]:
+def _runs(order: QuantizationOrder, components: Components, progress: Progress) -> tuple[_Run, _Run | None]:
     """What draws the subjects that are observed, and what draws those that are only learned on."""
     few, rest = order.few, order.subjects[len(order.few) :]
     run = runner(components, few, order.defaults, seed=order.seed, progress=progress)

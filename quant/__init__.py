@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from quant.artifact import load_fallback, load_into, save
 from quant.backends.call import Call, Executable, call_module
-from quant.backends.choose import BACKENDS, CACHE_BYTES, Options, feature_source, open_backend
+from quant.backends.choose import BACKENDS, Options, feature_source, open_backend
+from quant.backends.disk import CACHE_BYTES
 from quant.backends.moment import run_timed, timed
 from quant.backends.room import Grow, without_bound
 from quant.calibrate import Statistics, calibrate

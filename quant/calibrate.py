@@ -177,10 +177,10 @@ class _Observer:
     def finished(self, more: Callable[[Answer], object] | None) -> Statistics:
         """All that was seen."""
         self._statistics.schedule = self._slots.schedule
-        if self._reservoir is not None and more is None:
-            self._statistics.samples = self._reservoir.samples()
-        elif self._reservoir is not None and more is not None:
-            self._statistics.samples = Samples.later(partial(self._drawn, self._reservoir, more))
+        kept = self._reservoir
+        if kept is not None:
+            later = None if more is None else partial(self._drawn, kept, more)
+            self._statistics.samples = kept.samples() if later is None else Samples.later(later)
         if self._channels is not None:
             self._statistics.channels = self._channels.finished()
         return self._statistics

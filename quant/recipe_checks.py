@@ -30,6 +30,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield 'rotation: its fields say nothing while method is "none"'
     if recipe.smoothing.method == "none" and recipe.smoothing != Smoothing():
         yield 'smoothing: its fields say nothing while method is "none"'
+    if recipe.float_in != "float32" and recipe.backend != "openvino":
+        yield f"float_in: the {recipe.backend} backend, which runs such recipes, computes in float32"
     if recipe.scope != "all" and (recipe.rotation.method, recipe.smoothing.method) != ("none", "none"):
         yield f'scope "{recipe.scope}" leaves float what could be rotated or smoothed'
 

@@ -18,8 +18,8 @@ from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.guided import kinds_of_calls
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
+from quant import Grow
 from workers.hub import Hub, Served
-from workers.residents import Grow
 from workers.settings import WorkerSettings
 from workers.turns import Turns
 

@@ -22,6 +22,7 @@ from workers.task import Task
 
 if TYPE_CHECKING:
     from pipelines.load import Components
+    from quant import Grow
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,6 @@ class _Entry:
 
 
 _Key = tuple[str, str | None]  # (model, None) is what all profiles of the model share
-
-Grow = Callable[[int, int, Callable[[], None]], bool]
-"""`grow(held, more, take)`: what holds `held` bytes wants `more`; `take` is called where they may be had."""
 
 Event = Arrival | Growth | Departure
 
@@ -209,15 +207,17 @@ class Residents:
     def _grow(self, key: _Key, held: int, more: int, take: Callable[[], None]) -> bool:
         """Gives what is resident, or being loaded, more room; idle things go for it, busy ones never do."""
         with self._changed:
-            entry, reckoned = self._entries.get(key), self._loading.get(key, 0)
-            growth = more if entry is not None else max(0, held + more - reckoned)
+            entry, reckoned = self._entries.get(key), self._loading.get(key)
+            if entry is None and reckoned is None:
+                return False  # it was let go: nobody would count what it takes
+            growth = more if reckoned is None else max(0, held + more - reckoned)
             self._trim(self._budget - growth)
             if self._total() + growth > self._budget:
                 return False
             take()
-            if entry is None:
+            if reckoned is not None:
                 self._loading[key] = reckoned + growth
-            else:
+            if entry is not None:
                 self._tell(Growth(entry.thing))
             return True
 

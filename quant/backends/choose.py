@@ -12,6 +12,7 @@ from torch import nn
 
 from quant.artifact import load_fallback, load_into
 from quant.backends.call import Executable
+from quant.backends.disk import CACHE_BYTES
 from quant.backends.moment import TimedExecutable
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
@@ -25,10 +26,6 @@ BACKENDS = ("openvino", "reference")
 
 GPU_BACKENDS = ("cuda",)
 """Those that run artifacts where their device is."""
-
-
-CACHE_BYTES = 20 << 30
-"""What compiled code may take on disk unless said otherwise: about ten graphs of a model of two billion weights."""
 
 
 @dataclass(frozen=True, slots=True)

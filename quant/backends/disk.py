@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+CACHE_BYTES = 20 << 30
+"""What compiled code may take on disk unless said otherwise."""
+
 _log = logging.getLogger(__name__)
 
 

@@ -72,7 +72,7 @@ class OpenVinoExecutable:
         manifest: Manifest,
         cache_dir: Path,
         *,
-        cache_bytes: int = 20 << 30,
+        cache_bytes: int = disk.CACHE_BYTES,
         threads: int = 0,
         patterns: Patterns = NO_SHARING,
         grow: Grow = without_bound,
@@ -84,7 +84,7 @@ class OpenVinoExecutable:
         self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
         self._folder = self._cache / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads, self._folder / "compiled")
-        self._halves = manifest.float_in == "bfloat16" and runtime.has_bfloat16()
+        self._float_in = manifest.float_in
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
         self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
         self._grow, self._growing = grow, threading.Lock()
@@ -152,13 +152,15 @@ class OpenVinoExecutable:
             with self._lock:
                 self._ready[key] = future
 
-        while self._ready:
+        while True:
             held = self._bytes * len(self._ready)
             if len(self._ready) < self._room and self._grow(held, self._bytes, take):
                 return
+            if not self._ready:
+                break
             with self._lock:
                 self._ready.popitem(last=False)
-        take()  # the first copy takes what was reckoned with when the artifact was opened
+        take()  # one copy is always had
 
     def _compile_for(self, key: _Key, call: Call, future: Future[_Compiled]) -> None:
         try:
@@ -173,7 +175,7 @@ class OpenVinoExecutable:
         core = runtime.core()
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
-        halves = runtime.IN_BFLOAT16 if self._halves and not convert.computes_angles(model) else {}
+        halves = runtime.IN_BFLOAT16 if self._takes_bfloat16(model) else {}
         try:
             compiled = core.compile_model(model, "CPU", self._properties | halves)
         except RuntimeError as error:
@@ -182,6 +184,17 @@ class OpenVinoExecutable:
         disk.keep_within(self._cache, self._cache_bytes)
         runtime.give_back_memory()
         return _Compiled(compiled, call, rows)
+
+    def _takes_bfloat16(self, model: Any) -> bool:
+        """Whether a graph runs in bfloat16 what is not integer; told to the log where that was asked for in vain."""
+        if self._float_in != "bfloat16":
+            return False
+        why = "" if runtime.has_bfloat16() else "this CPU has no units for it"
+        if convert.computes_angles(model):
+            why = "the graph takes sines, which timesteps rounded to bfloat16 would spoil"
+        if why:
+            _log.warning("the artifact asks for bfloat16 beside integers; computing in float32: %s", why)
+        return not why
 
     def _read(self, call: Call) -> Any:
         """The traced graph for calls of this signature."""

@@ -58,4 +58,18 @@ def test_the_page_tells_rows_and_verdict() -> None:
     assert all(f"| {method} |" in page for method in BASES)
     assert f"{len(ROWS)} of {len(ROWS)} rows" in page
     assert "served is +4.00 dB from smoothquant" in page
+    assert "served, mixed is +4.00 dB from vidit-q-like at 1.00 of its weight bytes" in page
     assert "saves 36.0% of the multiply-adds (aim 35%) at 0.00 dB" in page
+
+
+def test_methods_are_compared_over_the_seeds_that_both_have() -> None:
+    numbers = {"bytes": 1.0, "saving": None, "prompt_accuracy": 0.5, "seconds": None, "float_seconds": None}
+    about = {"model": "shapes-dit", "bits": [4, 8], **numbers}
+    found = [
+        {**about, "method": "served", "seed": 0, "psnr_db": 40.0},
+        {**about, "method": "smoothquant", "seed": 0, "psnr_db": 39.0},
+        {**about, "method": "smoothquant", "seed": 1, "psnr_db": 30.0},
+    ]
+    told = "\n".join(trdq_report.verdict({}, found))
+    assert "served is +1.00 dB from smoothquant" in told
+    assert "served is +nan dB from vidit-q-like" in told, "not measured yet"

@@ -87,6 +87,8 @@ SMOOTH = '[smoothing]\nmethod = "fixed"\n'
         ("[rotation]\nblock = 64", "its fields say nothing while method is"),
         ("[smoothing]\nexponent = 0.3", "its fields say nothing while method is"),
         ('scope = "temporal"\n' + SMOOTH, 'scope "temporal" leaves float what could be rotated'),
+        ('float_in = "bfloat16"\n' + EACH + SMOOTH, "float_in: the reference backend"),
+        ('float_in = "bfloat16"\nscope = "none"', "float_in: the torch backend"),
     ],
 )
 def test_what_contradicts_itself_is_refused(text: str, fault: str) -> None:

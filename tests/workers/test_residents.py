@@ -14,8 +14,9 @@ from torch import Tensor
 from pipelines.denoiser import DenoiserCall
 from pipelines.load import Components, load_components
 from pipelines.tiny import save_tiny
+from quant import Grow
 from workers.hub import Served
-from workers.residents import Arrival, Departure, Event, Grow, Growth, Residents, TooLarge
+from workers.residents import Arrival, Departure, Event, Growth, Residents, TooLarge
 from workers.task import JobCanceledSignal, Task
 
 
@@ -217,3 +218,25 @@ def test_room_that_was_held_for_a_failed_load_is_free_again(bench: Bench) -> Non
     bench.loader.fails = False
     with bench.residents.lease("b", "float", Task("job")):
         assert bench.loader.heavy["b/float"].grow_by(60)
+
+
+def test_what_was_let_go_gets_no_room(bench: Bench) -> None:
+    bench.use("a/float", "b/float", "c/float")
+    assert bench.gone == ["a/float"]
+    assert not bench.loader.heavy["a/float"].grow_by(1)
+    bench.use("d/float")
+    assert bench.residents.weights_bytes == 90, "nothing is held for it"
+
+
+def test_what_takes_more_than_estimated_makes_room_before_it_is_there(bench: Bench) -> None:
+    bench.use("b/float")
+    seen: list[int] = []
+
+    def heavy(model: str, profile: str, components: Components, grow: Grow) -> Served:
+        assert grow(0, 60, lambda: seen.append(bench.residents.weights_bytes)), "30 were estimated"
+        return Served(model, profile, Heavy(profile, 60, grow))
+
+    bench.loader.denoiser = heavy  # type: ignore[method-assign]
+    bench.use("a/float")
+    assert bench.gone == ["b/float"]
+    assert seen == [20], "what is shared stays: b went before"
