@@ -32,8 +32,8 @@ correct, has none. Outlier ratio: largest channel peak over the median one, mean
   permutation and 4-bit copy of all weights. It has no fast form: reference backend.
 - `served`: one rotation, one factor for each channel, one integer weight; a scale for each token; AdaRound with
   {iterations} iterations a block (`served, nearest`: none). `served, mixed`: and 8-bit weights for the layers that
-  matter most, as shipped; all other rows have the same bits everywhere. `+ cache`: temporal features in tables.
-  `+ cfg`: and a guidance plan.
+  matter most, as shipped (W4A8, one seed); all other rows have the same bits everywhere. `+ cache`: temporal features
+  in tables. `+ cfg`: and a guidance plan.
 
 Rivals leave temporal layers float, as their papers do, and so does `served`; rtn, rotation and ranges round them too.
 """

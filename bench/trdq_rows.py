@@ -67,6 +67,7 @@ def rows(iterations: int) -> list[Row]:
         for (model, bits), seeds in SEEDS.items()
         for seed in seeds
         for method in BASES
+        if method != "served, mixed" or (bits, seed) == ((4, 8), 0)
     ]
     return sorted(found, key=lambda row: row.seed)
 
@@ -76,7 +77,7 @@ def recipe_of(method: str, bits: Bits, seed: int, iterations: int) -> quant.Reci
 
     Rivals leave temporal layers float, as their papers do; rtn, rotation and ranges round everything. `served` leaves
     them float too, so that `served + cache` shows what tables change. All round every other layer to the same bits, but
-    for `served, mixed`, which treats sensitive layers as the shipped recipe does.
+    for `served, mixed`, which treats sensitive layers as the shipped recipe does: at W4A8, what that is worth.
     """
     base = quant.load_recipe(BASES[method])
     changes: dict[str, Any] = {

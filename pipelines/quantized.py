@@ -91,7 +91,7 @@ def load_profile(
     if card.backend != "torch":
         return load_quantized(card, components, means, grow=grow)
     with _told(card):
-        _, manifest = _verified(card, components)
+        _, manifest = _verified(card, components, _hashes(means))
     return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance)
 
 
@@ -103,7 +103,7 @@ def load_quantized(
     backend: str | None = None,
     grow: quant.Grow = quant.without_bound,
 ) -> QuantizedDenoiser:
-    """Opens a profile's artifact by its backend, or by `backend`. The float weights are hashed, never loaded.
+    """Opens a profile's artifact by its backend, or by `backend`. The float weights are hashed once, never loaded.
 
     `grow` is asked before it takes memory for further compiled copies of its weights.
 
@@ -113,7 +113,7 @@ def load_quantized(
     kind, name = type(components.skeleton), backend or card.backend
     options = quant.Options(means.cache_dir, means.cache_bytes, means.threads, grow=grow)
     with _told(card):
-        folder, manifest = _verified(card, components)
+        folder, manifest = _verified(card, components, _hashes(means))
         executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)
     return QuantizedDenoiser(card.name, name, kind, executable, manifest.guidance)
 
@@ -134,11 +134,18 @@ def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module
         return module, quant.feature_source(folder, manifest, lambda: empty_denoiser(components))
 
 
-def _verified(card: ProfileCard, components: Components) -> tuple[Path, quant.Manifest]:
+def _hashes(means: Means) -> quant.Hashes:
+    return quant.Hashes(means.cache_dir / "hashes.json")
+
+
+def _verified(
+    card: ProfileCard, components: Components, hashes: quant.Hashes | None = None
+) -> tuple[Path, quant.Manifest]:
+    """The artifact, all of it read and found whole, and its manifest; `hashes` knows those of the float weights."""
     if card.artifact is None:
         raise UnsupportedModel(f"profile {card.name} of {card.model} has no artifact")
     manifest = quant.read_manifest(card.artifact)
-    quant.verify(card.artifact, manifest, denoiser_sha256(components.folder, components.denoiser_part))
+    quant.verify(card.artifact, manifest, denoiser_sha256(components.folder, components.denoiser_part, hashes))
     return card.artifact, manifest
 
 
@@ -151,13 +158,14 @@ def _told(card: ProfileCard) -> Iterator[None]:
         raise UnsupportedModel(f"profile {card.name} of {card.model}: {error}") from error
 
 
-def denoiser_sha256(folder: Path, part: str) -> str:
+def denoiser_sha256(folder: Path, part: str, hashes: quant.Hashes | None = None) -> str:
     """Hash of a float denoiser's config and weights files: what an artifact belongs to.
 
     Raises:
         ArtifactError: there are none.
     """
-    return quant.sha256_of([folder / part / "config.json", *sorted((folder / part).glob("*.safetensors"))])
+    files = [folder / part / "config.json", *sorted((folder / part).glob("*.safetensors"))]
+    return quant.sha256_of(files, hashes)
 
 
 def empty_denoiser(components: Components) -> nn.Module:

@@ -20,7 +20,8 @@ from quant.calibrate import Statistics, calibrate
 from quant.check import check_recipe
 from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
-from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, sha256_of, verify
+from quant.hashes import Hashes, sha256_of
+from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, verify
 from quant.metrics import relative_error, relative_errors
 from quant.prepare import calibrate_for, reconstruction_key
 from quant.quantize import Quantization, Work, quantize_
@@ -47,6 +48,7 @@ __all__ = [
     "Executable",
     "FeatureSource",
     "Grow",
+    "Hashes",
     "LayerReport",
     "Manifest",
     "Moment",

@@ -22,8 +22,9 @@ from quant.clock import MomentHolder
 from quant.errors import ArtifactError
 from quant.grid import pack4, unpack4
 from quant.guidance.plan import GuidancePlan
+from quant.hashes import sha256_of
 from quant.layers import as_float_layer, bind, quantized_layers, replace_layers
-from quant.manifest import FallbackLeaf, Manifest, sha256_of, write_manifest
+from quant.manifest import FallbackLeaf, Manifest, write_manifest
 from quant.published import empty_of
 from quant.quantize import Quantization
 from quant.recipe import Recipe

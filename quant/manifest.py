@@ -5,9 +5,7 @@ Knows data and files, never tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
+from quant.hashes import sha256_of
 from quant.recipe_parts import FloatIn
 from quant.report import LayerForm, LayerReport
 from quant.rotation.report import RotationReport, TransformForm
@@ -79,22 +78,6 @@ class Manifest(BaseModel):
     def memory_bytes(self) -> int:
         """Bytes of one copy of the weights as a backend holds them."""
         return sum(layer.bytes_after for layer in self.layers)
-
-
-def sha256_of(paths: Sequence[Path]) -> str:
-    """One hex digest over the names and contents of files, in the order given.
-
-    Raises:
-        ArtifactError: a file cannot be read.
-    """
-    total = hashlib.sha256()
-    try:
-        for path in paths:
-            with path.open("rb") as file:
-                total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {error.filename}: {error.strerror}") from error
-    return total.hexdigest()
 
 
 def set_fidelity(folder: Path, fidelity: dict[str, Any]) -> Manifest:

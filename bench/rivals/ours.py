@@ -68,7 +68,8 @@ class Ours:
         """The artifact, verified and opened as a worker does. Code is compiled at the first call."""
         home = work.home or work
         manifest = quant.read_manifest(home.folder)
-        quant.verify(home.folder, manifest, sha256_of(home))
+        hashes = quant.Hashes(cache_of(home) / "hashes.json")
+        quant.verify(home.folder, manifest, sha256_of(home, hashes))
         options = quant.Options(cache_dir=cache_of(home), threads=work.threads)
         return quant.open_backend(manifest.backend, home.folder, manifest, home.empty, options)
 
@@ -91,11 +92,11 @@ def cache_of(work: Work) -> Path:
     return work.folder.with_name(f"{work.folder.name}-cache")
 
 
-def sha256_of(work: Work) -> str:
+def sha256_of(work: Work, hashes: quant.Hashes | None = None) -> str:
     """What an artifact belongs to: the float files, or where there are none, the subject's name."""
     if work.source is None:
         return hashlib.sha256(work.name.encode()).hexdigest()
-    return quant.sha256_of([work.source / "config.json", *sorted(work.source.glob("*.safetensors"))])
+    return quant.sha256_of([work.source / "config.json", *sorted(work.source.glob("*.safetensors"))], hashes)
 
 
 def _planned(module: Any, calls: Any) -> GuidancePlan | None:

@@ -13,7 +13,11 @@ ROWS = rows(iterations=8)
 def test_every_method_has_its_rows() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     wanted = [
-        (model, method, bits, seed) for (model, bits), seeds in SEEDS.items() for seed in seeds for method in BASES
+        (model, method, bits, seed)
+        for (model, bits), seeds in SEEDS.items()
+        for seed in seeds
+        for method in BASES
+        if method != "served, mixed" or (bits == (4, 8) and seed == 0)
     ]
     assert [(row.model, row.method, row.bits, row.seed) for row in ROWS] == sorted(wanted, key=lambda one: one[3])
     assert {(row.recipe.weights.bits, row.recipe.activations.bits) for row in ROWS} == {bits for _, bits in SEEDS}
