@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.request import ImageRequest, Notice
+from jobs.request import AnyRequest, Notice
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -44,9 +45,16 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 _RECORD = ConfigDict(extra="forbid", frozen=True)
 
+Variant = Literal["picture", "video", "thumbnail", "spritesheet", "report", "difference"]
+"""What a result file is to its job."""
+
 
 class ResultFile(BaseModel):
-    """One picture on disk. `id` is its public name at /v1/files/{id}; it is also the file's name on disk."""
+    """One file of a result. `id` is its public name at /v1/files/{id}; it is also the file's name on disk.
+
+    `width` and `height` are a picture's or a frame's; `num_frames`, `fps` and `duration_seconds` are None where nothing
+    moves.
+    """
 
     model_config = _RECORD
 
@@ -57,6 +65,10 @@ class ResultFile(BaseModel):
     width: int
     height: int
     seed: int
+    variant: Variant = "picture"
+    num_frames: int | None = None
+    fps: int | None = None
+    duration_seconds: float | None = None
 
 
 class Used(BaseModel):
@@ -73,6 +85,8 @@ class Used(BaseModel):
     width: int
     height: int
     scheduler: str
+    num_frames: int | None = Field(None, description="Of a video; null for pictures.")
+    fps: int | None = Field(None, description="Of a video; null for pictures.")
     guidance_saving: float | None = Field(
         None,
         description="Share of the denoiser's multiply-adds that the profile's guidance plan left out; 0 where it did "
@@ -122,7 +136,7 @@ class Job(BaseModel):
 
     id: str
     owner: str = ""
-    request: ImageRequest
+    request: AnyRequest
     state: JobState
     created_at: float
     started_at: float | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from jobs.profile import FLOAT, Defaults, Limits, ModelCard, ProfileCard
-from jobs.request import ModelId
+from jobs.request import Kind, ModelId
 
 INDEX, SHEET = "model_index.json", "halftone.json"
 DENOISERS = ("unet", "transformer")
@@ -32,7 +32,7 @@ class Sheet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: ModelId | None = None
-    kind: Literal["image"] = "image"
+    kind: Kind = "image"
     description: str = ""
     defaults: Defaults | None = None
     limits: Limits | None = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.request import Guidance, ModelId, ProfileName, Side, Steps
+from jobs.request import Fps, Frames, Guidance, Kind, ModelId, ProfileName, Side, Steps
 
 BackendName = Literal["torch", "reference", "openvino", "null"]
 """What executes a denoiser; `torch` is the float model itself, `null` the benches' pipeline without a model."""
@@ -121,6 +121,8 @@ class Defaults(BaseModel):
     height: Side
     num_inference_steps: Steps
     guidance_scale: Guidance
+    num_frames: Frames | None = Field(None, description="Of a video; null for models of pictures.")
+    fps: Fps | None = Field(None, description="Of a video; null for models of pictures.")
 
 
 class Limits(BaseModel):
@@ -131,8 +133,12 @@ class Limits(BaseModel):
     min_side: Side
     max_side: Side
     multiple_of: int
-    max_pixels: int
+    max_pixels: int = Field(description="Of a picture or a frame.")
     max_steps: int = 50
+    max_frames: Frames | None = Field(None, description="Most frames of a video; null for models of pictures.")
+    frames_multiple_of: int | None = Field(
+        None, ge=1, description="A video has 1 + a multiple of so many frames; null for models of pictures."
+    )
 
 
 class ModelCard(BaseModel):
@@ -141,7 +147,7 @@ class ModelCard(BaseModel):
     model_config = _CARD
 
     id: ModelId
-    kind: Literal["image"] = "image"
+    kind: Kind = "image"
     pipeline: str = Field(description="The diffusers pipeline class.")
     description: str = ""
     defaults: Defaults
@@ -150,6 +156,20 @@ class ModelCard(BaseModel):
     vocabulary: tuple[str, ...] | None = Field(None, description="Every word it knows, when that is a short list.")
     profiles: tuple[ProfileCard, ...] = ()
     folder: Path | None = Field(None, exclude=True)
+
+    @model_validator(mode="after")
+    def _frames_if_video(self) -> Self:
+        facts = {
+            "defaults.num_frames": self.defaults.num_frames,
+            "defaults.fps": self.defaults.fps,
+            "limits.max_frames": self.limits.max_frames,
+            "limits.frames_multiple_of": self.limits.frames_multiple_of,
+        }
+        wrong = [name for name, value in facts.items() if (value is not None) != (self.kind == "video")]
+        if wrong:
+            verb = "needs" if self.kind == "video" else "has no"
+            raise ValueError(f"a model of kind {self.kind!r} {verb} {', '.join(wrong)}")
+        return self
 
     def profile(self, name: str) -> ProfileCard | None:
         """The profile of that name, if the model has it."""

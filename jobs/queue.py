@@ -25,7 +25,7 @@ from jobs.records import (
     job_from_hash,
     job_from_pairs,
 )
-from jobs.request import ImageRequest, Priority
+from jobs.request import AnyRequest, Priority
 
 __all__ = [
     "Claim",
@@ -58,7 +58,7 @@ class JobQueue(Claims):
 
     async def submit(
         self,
-        request: ImageRequest,
+        request: AnyRequest,
         *,
         job_id: str | None = None,
         owner: str = "",

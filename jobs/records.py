@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from jobs.job import Failure, Job, JobResult, JobState
-from jobs.request import ImageRequest, Priority
+from jobs.request import AnyRequest, Priority, read_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class DeadLetter(BaseModel):
     deliveries: int
     suspect_attempts: int
     worker: str
-    request: ImageRequest
+    request: AnyRequest
 
 
 class WorkerInfo(BaseModel):
@@ -103,7 +103,7 @@ def job_from_hash(job_id: str, fields: Mapping[str, str]) -> Job:
     return Job(
         id=job_id,
         owner=fields["owner"],
-        request=ImageRequest.model_validate_json(fields["request"]),
+        request=read_request(fields["request"]),
         state=JobState(fields["state"]),
         created_at=float(fields["created_at"]),
         started_at=times.get("started_at"),

@@ -1,121 +1,117 @@
-"""What a user asks for, and what a job runs: the two request types and the step from one to the other.
+"""What a user asks for and what a job runs, by kind: pictures or a video. Each kind has both types.
 
-Knows bounds and a model's card, never HTTP, Redis or torch.
+Knows bounds, never HTTP, Redis or torch. A job's request is one of a union that its `kind` tells apart; the fields that
+all share are in `jobs.fields` and can be had from here.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field, TypeAdapter
 
-Kind = Literal["image"]
+from jobs.fields import (
+    DECIDED,
+    MAX_PROMPT_BYTES,
+    MAX_SEED,
+    STRICT,
+    Compression,
+    GenerationRequest,
+    Guidance,
+    JobRequest,
+    ModelId,
+    Notice,
+    Parameters,
+    Previews,
+    Priority,
+    ProfileName,
+    Prompt,
+    Seed,
+    Side,
+    Steps,
+    Text,
+)
+
+__all__ = [
+    "DECIDED",
+    "MAX_PROMPT_BYTES",
+    "MAX_SEED",
+    "PARAMETERS",
+    "STRICT",
+    "AnyParameters",
+    "AnyRequest",
+    "Compression",
+    "Count",
+    "Fps",
+    "Frames",
+    "GenerationRequest",
+    "Guidance",
+    "ImageParameters",
+    "ImageRequest",
+    "JobRequest",
+    "Kind",
+    "ModelId",
+    "Notice",
+    "OutputFormat",
+    "Parameters",
+    "Previews",
+    "Priority",
+    "ProfileName",
+    "Prompt",
+    "Seed",
+    "Side",
+    "Steps",
+    "Text",
+    "VideoFormat",
+    "VideoParameters",
+    "VideoRequest",
+    "read_request",
+]
+
+Kind = Literal["image", "video"]
 OutputFormat = Literal["png", "webp", "jpeg"]
+VideoFormat = Literal["mp4", "webm", "webp", "gif", "frames"]
 
-MAX_SEED = 2**32 - 1
-MAX_PROMPT_BYTES = 8000
-
-
-class Priority(StrEnum):
-    """Which of the three streams a job waits in."""
-
-    HIGH = "high"
-    NORMAL = "normal"
-    LOW = "low"
-
-
-def _clean_text(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain the character U+0000")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError("must not contain lone surrogates") from None
-    if size > MAX_PROMPT_BYTES:
-        raise ValueError(f"must be at most {MAX_PROMPT_BYTES} bytes of UTF-8; got {size}")
-    return unicodedata.normalize("NFC", text)
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-Text = Annotated[str, Field(max_length=2000), AfterValidator(_clean_text)]
-Prompt = Annotated[Text, Field(min_length=1), AfterValidator(_not_blank)]
-ModelId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-ProfileName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Side = Annotated[int, Field(ge=8, le=4096)]
-Steps = Annotated[int, Field(ge=1, le=200)]
-Guidance = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Count = Annotated[int, Field(ge=1, le=4)]
+Frames = Annotated[int, Field(ge=1, le=100_000)]
+"""How many frames; which of them a model can make, its card says."""
+Fps = Annotated[int, Field(ge=1, le=60)]
 
-STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-"""Request bodies: unknown fields refused, no coercion (`true` is not a number, `"4"` is not 4)."""
 
+class ImageParameters(Parameters):
+    """What a user asks for who wants pictures."""
 
-class ImageParameters(BaseModel):
-    """What a user asks for; a field left out is filled from the model's defaults."""
-
-    model_config = STRICT
-
-    kind: Kind = "image"
-    prompt: Prompt
-    model: ModelId | None = Field(None, description="Model id from /v1/models; the service's default when left out.")
-    profile: ProfileName | None = Field(None, description="Quantization profile; `float` when left out.")
-    negative_prompt: Text = ""
-    width: Side | None = None
-    height: Side | None = None
-    num_inference_steps: Steps | None = None
-    guidance_scale: Guidance | None = None
+    kind: Literal["image"] = "image"
     seed: Seed | None = Field(None, description="Drawn at random when left out. Picture i of n uses seed + i.")
     n: Count = 1
     output_format: OutputFormat = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Compression | None = Field(
         None, description="Quality of jpeg and webp, 0 to 100 (default 90); refused for png, which is lossless."
     )
-    previews: Annotated[int, Field(ge=0, le=3)] = Field(0, description="How many preview pictures to send on the way.")
-    # JSON knows no enums: the one field that must accept a plain string under strict mode.
-    priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
 
 
-class Notice(BaseModel):
-    """Something the user should know about an answer that is otherwise fine."""
+class VideoParameters(Parameters):
+    """What a user asks for who wants a video."""
 
-    model_config = STRICT
+    kind: Literal["video"] = "video"
+    seed: Seed | None = Field(None, description="Drawn at random when left out.")
+    num_frames: Frames | None = Field(None, description="1 + a multiple of the model's `frames_multiple_of`.")
+    fps: Fps | None = Field(None, description="Frames shown in a second; says nothing to the model.")
+    output_format: VideoFormat = Field(
+        "mp4", description="mp4 (H.264), webm (VP9), webp or gif (animated), or frames: a zip of PNG files."
+    )
+    output_compression: Compression | None = Field(
+        None, description="Quality of mp4, webm and webp, 0 to 100; refused for gif and frames, which have none."
+    )
 
-    code: Literal[
-        "unknown_words", "prompt_truncated", "untrained_size", "guidance_plan_unused", "guidance_plan_negative_prompt"
-    ]
-    message: str
 
+class ImageRequest(GenerationRequest):
+    """What a job runs that makes n pictures."""
 
-class ImageRequest(BaseModel):
-    """What a job runs: every field decided. Travels through Redis as JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: Literal[1] = 1
-    kind: Kind = "image"
-    model: ModelId
-    profile: ProfileName
-    prompt: Prompt
-    negative_prompt: Text = ""
-    width: Side
-    height: Side
-    num_inference_steps: Steps
-    guidance_scale: Guidance
-    seed: Seed
+    kind: Literal["image"] = "image"
     n: Count = 1
     output_format: OutputFormat = "png"
-    output_compression: int | None = None
-    previews: int = 0
-    priority: Priority = Priority.NORMAL
-    notices: tuple[Notice, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -124,6 +120,32 @@ class ImageRequest(BaseModel):
 
     @property
     def work(self) -> int:
-        """Denoiser work in pixel-steps, guidance counted twice: what cost estimates are linear in."""
-        passes = 2 if self.guidance_scale > 1 else 1
-        return self.width * self.height * self.num_inference_steps * self.n * passes
+        """Denoiser work in pixel-steps of all pictures."""
+        return self.pixel_steps * self.n
+
+
+class VideoRequest(GenerationRequest):
+    """What a job runs that makes one video."""
+
+    kind: Literal["video"] = "video"
+    num_frames: Frames
+    fps: Fps
+    output_format: VideoFormat = "mp4"
+
+    @property
+    def work(self) -> int:
+        """Denoiser work in pixel-steps of all frames."""
+        return self.pixel_steps * self.num_frames
+
+
+AnyParameters = ImageParameters | VideoParameters
+PARAMETERS: Mapping[str, type[AnyParameters]] = {"image": ImageParameters, "video": VideoParameters}
+"""What a user may ask for, by kind."""
+
+AnyRequest = Annotated[ImageRequest | VideoRequest, Field(discriminator="kind")]
+_REQUESTS: TypeAdapter[ImageRequest | VideoRequest] = TypeAdapter(AnyRequest)
+
+
+def read_request(text: str | bytes) -> ImageRequest | VideoRequest:
+    """A decided request from its JSON; raises pydantic's `ValidationError`."""
+    return _REQUESTS.validate_json(text)

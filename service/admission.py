@@ -18,7 +18,7 @@ from jobs.errors import InvalidRequest, NoWorker
 from jobs.job import Costs
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from jobs.records import WorkerInfo
-from jobs.request import MAX_SEED, ImageParameters, ImageRequest, Notice
+from jobs.request import MAX_SEED, ImageParameters, ImageRequest, JobRequest, Notice
 from service.settings import Settings
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
@@ -42,13 +42,13 @@ class CostBook:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], deque[tuple[int, float]]] = {}
 
-    def observe(self, request: ImageRequest, costs: Costs) -> None:
+    def observe(self, request: JobRequest, costs: Costs) -> None:
         """Learn from one finished job."""
         if costs.denoise_seconds > 0:
             seen = self._seen.setdefault((request.model, request.profile), deque(maxlen=self._RECENT))
             seen.append((request.work, costs.denoise_seconds / request.work))
 
-    def estimate(self, request: ImageRequest) -> float | None:
+    def estimate(self, request: JobRequest) -> float | None:
         """Expected device seconds of a request; None when nothing like it has run yet."""
         seen = self._seen.get((request.model, request.profile), ())
         rates = [rate for work, rate in seen if work >= self._COMPARABLE * request.work]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from jobs.job import Costs, Failure, Job, JobState, ResultFile, Used
 from jobs.profile import Limits, ModelCard, ProfileCard
-from jobs.request import ImageRequest, Notice
+from jobs.request import AnyRequest, Notice
 
 
 class ErrorBody(BaseModel):
@@ -38,7 +38,7 @@ class Progress(BaseModel):
 
 
 class FileAnswer(ResultFile):
-    """One picture and where to get it."""
+    """One file and where to get it."""
 
     url: str
 
@@ -76,7 +76,7 @@ class JobAnswer(BaseModel):
     progress: Progress
     queue_position: int | None = Field(None, description="Jobs ahead, while queued.")
     cancel_requested: bool = False
-    request: ImageRequest
+    request: AnyRequest
     result: ResultAnswer | None
     error: Failure | None
     urls: JobUrls

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from jobs.errors import DiskFull, HalftoneError, InvalidRequest, NoWorker, QueueFull, Unavailable
 from jobs.records import QueueStats, WorkerInfo
-from jobs.request import ImageRequest
+from jobs.request import AnyRequest
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _REASONS: tuple[tuple[type[HalftoneError], str], ...] = (
@@ -73,7 +73,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def accepted(self, request: ImageRequest) -> None:
+    def accepted(self, request: AnyRequest) -> None:
         """Count a job that was put into the queue."""
         self.submitted.labels(request.kind, request.model, request.profile, request.priority.value).inc()
 

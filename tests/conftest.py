@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer, connect, resolve
-from jobs.request import ImageRequest
+from jobs.request import ImageRequest, VideoRequest
 from jobs.settings import Settings
 
 if shutil.which("nvidia-smi") is None:  # GPU kernels run in Triton's interpreter; it asks once, when first imported
@@ -86,5 +86,27 @@ def image_request() -> Callable[..., ImageRequest]:
             "seed": 1,
         }
         return ImageRequest.model_validate(fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def video_request() -> Callable[..., VideoRequest]:
+    """The same for videos."""
+
+    def make(**changes: Any) -> VideoRequest:
+        fields = {
+            "model": "null-video",
+            "profile": "float",
+            "prompt": "a red circle moves left",
+            "width": 64,
+            "height": 64,
+            "num_frames": 5,
+            "fps": 8,
+            "num_inference_steps": 4,
+            "guidance_scale": 1.0,
+            "seed": 1,
+        }
+        return VideoRequest.model_validate(fields | changes)
 
     return make

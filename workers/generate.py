@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.job import JobResult, Used
-from jobs.request import ImageRequest, Notice
-from pipelines.families import tokenizers
+from jobs.request import GenerationRequest, ImageRequest, Notice
+from pipelines.families import UnsupportedModel, tokenizers
 from pipelines.session import Order, Session
 from quant.guidance.plan import GuidancePlan
 from workers.hub import Hub
@@ -38,6 +38,8 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
         JobCanceledSignal: the task was canceled; nothing stays stored.
     """
     request = run.request
+    if not isinstance(request, ImageRequest):
+        raise UnsupportedModel(f"this worker makes pictures; the job is of kind {request.kind!r}")
     with tools.peaks.watch() as peak, tools.residents.lease(request.model, request.profile, task) as lease:
         stages = Stages(lease, report)
         seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
@@ -55,7 +57,7 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
     return JobResult(files=files, used=used, costs=costs, notices=notices)
 
 
-def order_of(request: ImageRequest) -> Order:
+def order_of(request: GenerationRequest) -> Order:
     """The request as pipelines know it."""
     return Order(
         prompt=request.prompt,
@@ -68,7 +70,7 @@ def order_of(request: ImageRequest) -> Order:
     )
 
 
-def used_by(request: ImageRequest, lease: Lease, plan_unused: str | None) -> Used:
+def used_by(request: GenerationRequest, lease: Lease, plan_unused: str | None) -> Used:
     """What the request was really run with."""
     plan = lease.served.denoiser.guidance
     return Used(
@@ -85,7 +87,7 @@ def used_by(request: ImageRequest, lease: Lease, plan_unused: str | None) -> Use
     )
 
 
-def guidance_notices(request: ImageRequest, plan: GuidancePlan | None, unused: str | None) -> Iterator[Notice]:
+def guidance_notices(request: GenerationRequest, plan: GuidancePlan | None, unused: str | None) -> Iterator[Notice]:
     """A notice where a profile's guidance plan did not serve the request, or served what it was not calibrated with."""
     if unused is not None:
         message = f"profile {request.profile} ran guidance in full, without its plan: {unused}"
@@ -95,7 +97,7 @@ def guidance_notices(request: ImageRequest, plan: GuidancePlan | None, unused: s
         yield Notice(code="guidance_plan_negative_prompt", message=message)
 
 
-def truncation_notices(pipeline: Any, request: ImageRequest, turns: Turns) -> Iterator[Notice]:
+def truncation_notices(pipeline: Any, request: GenerationRequest, turns: Turns) -> Iterator[Notice]:
     """One notice per text of which no tokenizer of the pipeline sees all."""
     for field_name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         with turns.take():  # tokenizers are not thread-safe

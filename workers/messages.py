@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import Failure, JobResult
-from jobs.request import ImageRequest
+from jobs.request import AnyRequest
 
 
 class Message(BaseModel):
@@ -32,10 +32,10 @@ class JobMessage(Message):
 
 
 class Run(JobMessage):
-    """Make the pictures and store them under `results_dir` (ResultStore names files by job id and token)."""
+    """Make what is asked for and store it under `results_dir` (ResultStore names files by job id and token)."""
 
     type: Literal["run"] = "run"
-    request: ImageRequest
+    request: AnyRequest
     results_dir: Path
     queue_seconds: float = Field(0.0, description="Goes into the result's costs.")
 

@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from PIL import Image
 
+from jobs.errors import InvalidRequest
 from jobs.job import Costs, JobResult, ResultFile, Used
-from jobs.request import ImageRequest
+from jobs.request import GenerationRequest, ImageRequest
 from workers.memory import rss_bytes
 from workers.task import Assignment, Task
 
@@ -28,6 +29,8 @@ def generate_null(task: Task, run: Assignment) -> JobResult:
     canceled; anything else is ready at once.
     """
     request = run.request
+    if not isinstance(request, ImageRequest):
+        raise InvalidRequest(f"the model {MODEL!r} makes pictures; the job is of kind {request.kind!r}", param="model")
     started = time.monotonic()
     _obey(task, request)
     denoised = time.monotonic() - started
@@ -38,7 +41,7 @@ def generate_null(task: Task, run: Assignment) -> JobResult:
     return JobResult(files=files, used=_used(request), costs=costs, notices=request.notices)
 
 
-def _obey(task: Task, request: ImageRequest) -> None:
+def _obey(task: Task, request: GenerationRequest) -> None:
     word, _, rest = request.prompt.partition(" ")
     if word == "crash":
         os._exit(CRASH_STATUS)
@@ -70,7 +73,7 @@ def _store(task: Task, run: Assignment, index: int, data: bytes) -> ResultFile:
     )
 
 
-def _used(request: ImageRequest) -> Used:
+def _used(request: GenerationRequest) -> Used:
     return Used(
         model=request.model,
         profile=request.profile,

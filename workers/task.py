@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.files import ResultStore
-from jobs.request import ImageRequest, Priority
+from jobs.request import AnyRequest, Priority
 
 RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
@@ -64,6 +64,6 @@ class Task:
 class Assignment:
     """A request, where its files go, and how long it waited before."""
 
-    request: ImageRequest
+    request: AnyRequest
     store: ResultStore
     queue_seconds: float = 0.0

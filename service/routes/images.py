@@ -15,7 +15,7 @@ from jobs.errors import HalftoneError, InvalidRequest, JobFailed, TimedOut
 from jobs.events import Event
 from jobs.job import Job, JobResult, JobState, ResultFile
 from jobs.records import Submission
-from jobs.request import ImageRequest
+from jobs.request import GenerationRequest
 from service import answers, documents, errors, intake, streaming, waiting
 from service.context import Gateway, gateway_of, owner_of
 from service.openai_images import ImagesBody
@@ -107,7 +107,7 @@ def _extras(job: Job, result: JobResult) -> answers.Extras:
     return answers.Extras(job_id=job.id, used=result.used, costs=result.costs, notices=list(result.notices))
 
 
-def _size(request: ImageRequest) -> str:
+def _size(request: GenerationRequest) -> str:
     return f"{request.width}x{request.height}"
 
 
@@ -141,7 +141,7 @@ async def _frames(gateway: Gateway, base: str, job: Job, stays: bool) -> AsyncGe
             gateway.errand(waiting.abandon(gateway, job.id), f"cancel of job {job.id}")
 
 
-def _common(request: ImageRequest, kind: str, b64: str, output_format: str) -> dict[str, Any]:
+def _common(request: GenerationRequest, kind: str, b64: str, output_format: str) -> dict[str, Any]:
     """The fields that both of OpenAI's events have."""
     return {
         "type": kind,

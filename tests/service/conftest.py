@@ -89,6 +89,7 @@ class FakeWorker:
 
     async def _run(self, claim: Claim) -> None:
         request = claim.job.request
+        assert isinstance(request, ImageRequest)
         word = request.prompt.split()[0]
         if word == "fail":
             await self._queue.fail(claim, Failure(code="out_of_memory", message="ask for a smaller picture"))
@@ -107,6 +108,7 @@ class FakeWorker:
 
     def _make(self, claim: Claim) -> JobResult:
         request = claim.job.request
+        assert isinstance(request, ImageRequest)
         files = []
         for index, seed in enumerate(request.seeds):
             data = encode(request, seed)
