@@ -19,7 +19,7 @@ def group_key(call: DenoiserCall) -> Hashable:
     """
     return (
         _kind(call.sample),
-        call.timestep.dtype,
+        _kind(call.timestep),
         tuple(sorted((name, _kind(value)) for name, value in call.inputs.items())),
         tuple(sorted((name, tuple(value.shape), _digest(value)) for name, value in call.shared.items())),
         tuple(sorted((name, _constant_key(name, value)) for name, value in call.constants.items())),

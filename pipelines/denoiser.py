@@ -25,13 +25,14 @@ class DenoiserCall:
 
     Attributes:
         sample: [B, ...] latents, the denoiser's dtype.
-        timestep: [B], dtype as the pipeline's scheduler gave it (int64 or float).
+        timestep: [B], or [B, L] where each token has its own; dtype as the scheduler gave it (int64 or float).
         step: [B] int64, index of the scheduler's step that each row is at, from 0.
         total_steps: [B] int64, how many steps that row's job takes in all.
         branch: [B] int64, UNCOND, COND or UNKNOWN.
         inputs: tensors with one entry per row (first dimension B), by dotted name: "encoder_hidden_states",
             "added_cond_kwargs.text_embeds".
-        shared: tensors without a row dimension, equal for all rows: FLUX's "img_ids".
+        shared: tensors without a row dimension, equal for all rows: FLUX's "img_ids". One whose name ends with "[]" is
+            a few tensors of one shape, stacked.
         constants: all arguments that are no tensors (None, numbers, lists), equal for all rows, by dotted name.
         pattern: which attention modules share between branches, an index into the denoiser's guidance plan's patterns.
             Above 0 there are as many rows of either branch, and the i-th conditional goes with the i-th unconditional.
@@ -60,7 +61,7 @@ class DenoiserCall:
             place = nested
             for parent in parents:
                 place = place.setdefault(parent, {})
-            place[leaf] = value
+            place[leaf.removesuffix("[]")] = value.unbind(0) if leaf.endswith("[]") else value
         return nested
 
 

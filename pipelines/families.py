@@ -24,6 +24,9 @@ Subject = str | int | None
 DENOISER_PARTS = ("unet", "transformer")
 """Names under which a pipeline keeps its denoiser."""
 
+SECOND_DENOISERS = ("transformer_2",)
+"""Names of a second one, for a part of the steps; a pipeline that has it is not served."""
+
 AUTOENCODER_PARTS = ("vae", "vqvae")
 """Names under which a pipeline keeps what decodes its latents; one that works on pixels has neither."""
 
@@ -35,6 +38,9 @@ OPTION_DEFAULTS = {"requires_safety_checker": False}
 
 SHARED_ARGUMENTS = frozenset({"img_ids", "txt_ids"})
 """Tensor arguments of denoisers that have no row dimension, even where their length happens to equal the batch's."""
+
+SHARED_TUPLES = frozenset({"image_rotary_emb"})
+"""Arguments of denoisers that are a few tensors of one shape, without a row dimension."""
 
 ROW_LISTS = frozenset({"img_shapes", "txt_seq_lens"})
 """List arguments of denoisers with one entry per row."""
@@ -98,8 +104,9 @@ def denoiser_part(index: Mapping[str, Any]) -> str:
     Raises:
         UnsupportedModel: none, or more than one.
     """
-    found = [part for part in DENOISER_PARTS if isinstance(index.get(part), list) and index[part][0]]
-    if len(found) != 1:
+    candidates = (*DENOISER_PARTS, *SECOND_DENOISERS)
+    found = [part for part in candidates if isinstance(index.get(part), list) and index[part][0]]
+    if len(found) != 1 or found[0] in SECOND_DENOISERS:
         expected = " or ".join(DENOISER_PARTS)
         raise UnsupportedModel(f"model_index.json must have one of {expected}; it has {found or 'none'}")
     return found[0]
@@ -126,8 +133,12 @@ def call_arguments(
     steps: int,
     guidance: float,
     n: int,
+    frames: int | None = None,
+    fps: int | None = None,
 ) -> dict[str, Any]:
     """The arguments of `pipeline(...)` that make n pictures: all of one subject, or each of its own of a tuple of n.
+
+    With `frames` they are videos of so many; `fps` is told to the few pipelines whose models look at it.
 
     Raises:
         UnsupportedModel: the pipeline cannot do what is asked, for example take a negative prompt or another size.
@@ -135,6 +146,7 @@ def call_arguments(
     known = inspect.signature(type(pipeline).__call__).parameters
     wanted = {"num_inference_steps": steps, **_subject_arguments(pipeline, known, prompt, n)}
     wanted |= _size_arguments(pipeline, known, width, height)
+    wanted |= _frame_arguments(pipeline, known, frames, fps)
     wanted |= _guidance_arguments(pipeline, known, guidance)
     if negative_prompt:
         if "negative_prompt" not in known or "true_cfg_scale" in known:
@@ -155,10 +167,10 @@ def _subject_arguments(
     if all(isinstance(subject, str) for subject in subjects):
         if "prompt" not in known:
             raise UnsupportedModel(f"{name} takes no prompt: it does not make pictures from text")
-        if isinstance(prompt, tuple):
-            return {"prompt": list(subjects)} | (
-                {"num_images_per_prompt": 1} if "num_images_per_prompt" in known else {}
-            )
+        if isinstance(prompt, tuple) or "num_images_per_prompt" not in known:
+            counts = ("num_images_per_prompt", "num_videos_per_prompt")
+            told: dict[str, Any] = {count: 1 for count in counts if count in known}
+            return {"prompt": list(subjects)} | told
         return {"prompt": prompt, "num_images_per_prompt": n}
     counted = {"batch_size": n} if "batch_size" in known else {}
     if all(isinstance(subject, int) for subject in subjects):
@@ -180,6 +192,40 @@ def _size_arguments(pipeline: Any, known: Mapping[str, Any], width: int, height:
         sizes = f"{own[0]}x{own[1]} only; {width}x{height} were asked for"
         raise UnsupportedModel(f"{type(pipeline).__name__} takes no size: this model makes pictures of {sizes}")
     return {}
+
+
+def _frame_arguments(pipeline: Any, known: Mapping[str, Any], frames: int | None, fps: int | None) -> dict[str, Any]:
+    name, makes_videos = type(pipeline).__name__, "num_frames" in known
+    if frames is None:
+        if makes_videos:
+            raise UnsupportedModel(f"{name} makes videos, and no number of frames was asked for")
+        return {}
+    if not makes_videos:
+        raise UnsupportedModel(f"{name} makes pictures; a video of {frames} frames was asked for")
+    grain = frames_multiple_of(pipeline)
+    if (frames - 1) % grain:
+        below = frames - (frames - 1) % grain
+        counts = f"{below} or {below + grain}"
+        raise UnsupportedModel(f"{name} makes 1 + a multiple of {grain} frames, not {frames}; ask for {counts}")
+    told = {"num_frames": frames}
+    if fps is not None and "frame_rate" in known:
+        told["frame_rate"] = fps
+    longest = _text_length(pipeline)
+    if longest is not None and "max_sequence_length" in known:
+        told["max_sequence_length"] = longest
+    return told
+
+
+def frames_multiple_of(pipeline: Any) -> int:
+    """k, where a pipeline makes videos of 1 + a multiple of k frames: its autoencoder's compression of time."""
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    return next((int(getattr(pipeline, name)) for name in names if getattr(pipeline, name, None)), 1)
+
+
+def _text_length(pipeline: Any) -> int | None:
+    """The one number of text tokens that a denoiser takes, where it says so; a pipeline's default may be another's."""
+    config = getattr(getattr(pipeline, "transformer", None), "config", {})
+    return config.get("max_text_seq_length")
 
 
 def own_size(pipeline: Any) -> tuple[int, int]:
@@ -225,33 +271,22 @@ def _require_complete(pipeline: Any, known: Mapping[str, inspect.Parameter], wan
 
 
 def as_pictures(made: Any) -> Tensor:
-    """What a pipeline made as pictures [n, C, H, W] float in 0..1 on the CPU; a few make arrays [n, H, W, C] only."""
+    """What a pipeline made: pictures [n, C, H, W] or videos [n, F, C, H, W], float in 0..1 on the CPU.
+
+    A few make arrays with channels last only.
+    """
     if isinstance(made, np.ndarray):
-        made = torch.from_numpy(made).permute(0, 3, 1, 2)
+        made = torch.from_numpy(made).movedim(-1, -3)
     pictures: Tensor = made.float().cpu()
     return pictures
-
-
-def latents_to_vae(pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor:
-    """Latents in the pipeline's own layout and scale as its autoencoder's decoder takes them: [n, C, h, w].
-
-    Raises:
-        UnsupportedModel: no known layout.
-    """
-    config = getattr(pipeline, autoencoder(pipeline) or "vae").config
-    if hasattr(pipeline, "_unpack_latents"):
-        latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
-    if latents.ndim != 4 or getattr(config, "scaling_factor", None) is None:
-        name = type(pipeline).__name__
-        raise UnsupportedModel(f"{name} keeps latents in a layout that previews do not know; ask for 0 previews")
-    scaled: Tensor = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    return scaled
 
 
 def tokenizers(pipeline: Any) -> list[tuple[Any, int]]:
     """Each tokenizer of a pipeline with the number of tokens that the pipeline cuts its prompts to."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    asked = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
+    asked = _text_length(pipeline) or (
+        parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
+    )
     found = []
     for name, part in sorted(pipeline.components.items()):
         if name.startswith("tokenizer") and part is not None:

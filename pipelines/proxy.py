@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from pipelines.denoiser import COND, UNCOND, UNKNOWN, DenoiserCall, argument_names
-from pipelines.families import COND_FIRST, SHARED_ARGUMENTS, UnsupportedModel
+from pipelines.families import COND_FIRST, SHARED_ARGUMENTS, SHARED_TUPLES, UnsupportedModel
 
 BRANCHES = {"cond": COND, "uncond": UNCOND}
 """What pipelines say by `cache_context`; any other word leaves it to the number of rows."""
@@ -51,6 +51,7 @@ class DenoiserProxy:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        self.kind = type(skeleton)
         self._skeleton = skeleton
         self._submit = submit
         self._clock = clock
@@ -90,12 +91,13 @@ class DenoiserProxy:
         rows = sample.shape[0]
         tensors: dict[str, Tensor] = {}
         constants: dict[str, Any] = {}
-        timestep = arguments.pop(self._timestep_name)
+        timestep = torch.as_tensor(arguments.pop(self._timestep_name), device=sample.device)
         _flatten("", arguments, tensors, constants)
         own = {name for name, value in tensors.items() if _per_row(name, value, rows)}
         return DenoiserCall(
             sample=sample,
-            timestep=torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(rows),
+            # one for all rows, one for each, or one for each token of each row
+            timestep=timestep if timestep.ndim > 1 else timestep.reshape(-1).expand(rows),
             step=torch.full((rows,), self._clock.step),
             total_steps=torch.full((rows,), self._clock.total),
             branch=self._branches(rows),
@@ -115,7 +117,8 @@ class DenoiserProxy:
 
 
 def _per_row(name: str, value: Tensor, rows: int) -> bool:
-    return value.ndim > 0 and value.shape[0] == rows and name not in SHARED_ARGUMENTS
+    shared = name in SHARED_ARGUMENTS or name.endswith("[]")
+    return value.ndim > 0 and value.shape[0] == rows and not shared
 
 
 def _flatten(prefix: str, value: Any, tensors: dict[str, Tensor], constants: dict[str, Any]) -> None:
@@ -125,6 +128,8 @@ def _flatten(prefix: str, value: Any, tensors: dict[str, Tensor], constants: dic
             tensors[path] = item
         elif isinstance(item, dict) and item:
             _flatten(f"{path}.", item, tensors, constants)
+        elif name in SHARED_TUPLES and isinstance(item, list | tuple):
+            tensors[f"{path}[]"] = torch.stack(tuple(item))
         elif isinstance(item, list | tuple) and any(isinstance(entry, Tensor) for entry in item):
             raise UnsupportedModel(f"the denoiser's argument {path} is a list of tensors; only tensors are served")
         else:

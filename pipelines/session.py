@@ -17,9 +17,10 @@ from torch import Tensor
 
 from jobs.errors import JobFailed
 from pipelines.denoiser import Denoiser, DenoiserCall
-from pipelines.families import Subject, as_pictures, autoencoder, call_arguments, latents_to_vae
+from pipelines.families import Subject, as_pictures, autoencoder, call_arguments
 from pipelines.guided import GuidedCalls
 from pipelines.load import Components, new_pipeline
+from pipelines.previews import preview
 from pipelines.proxy import Clock, DenoiserProxy
 from quant.guidance.plan import GuidancePlan
 
@@ -35,7 +36,10 @@ class NumericalError(JobFailed):
 
 @dataclass(frozen=True)
 class Order:
-    """What to draw: one picture per seed, all of one subject, or each of its own where `prompt` is a tuple of them."""
+    """What to draw: one picture per seed, all of one subject, or each of its own where `prompt` is a tuple of them.
+
+    With `frames` a picture is a video of so many; `fps` matters to the few models that look at it.
+    """
 
     prompt: Subject | tuple[Subject, ...]
     negative_prompt: str
@@ -44,6 +48,8 @@ class Order:
     steps: int
     guidance: float
     seeds: Sequence[int]
+    frames: int | None = None
+    fps: int | None = None
 
 
 class Seams(Protocol):
@@ -56,7 +62,7 @@ class Seams(Protocol):
         """Held around a stage: tokenizers, text encoders and VAEs serve one thread at a time."""
 
     def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
-        """`step` of `total` scheduler steps are done. `preview` decodes how far it is: [n, 3, H, W] in 0..1."""
+        """`step` of `total` scheduler steps are done. `preview` decodes how far it is: [m, 3, H, W] in 0..1."""
 
 
 class Session:
@@ -86,7 +92,7 @@ class Session:
         return None if self._guided is None else self._guided.unused
 
     def draw(self) -> Tensor:
-        """The pictures: [n, 3, H, W] float in 0..1, on the CPU.
+        """The pictures: [n, 3, H, W] float in 0..1, on the CPU; or videos: [n, F, 3, H, W].
 
         Raises:
             NumericalError: NaN or infinity came out.
@@ -102,6 +108,8 @@ class Session:
             steps=order.steps,
             guidance=order.guidance,
             n=len(order.seeds),
+            frames=order.frames,
+            fps=order.fps,
         )
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in order.seeds]
         with torch.inference_mode(), self._until_first_call:
@@ -110,14 +118,9 @@ class Session:
             return _finite(pictures, "picture")
 
     def _preview(self, predicted: Tensor) -> Tensor:
-        part = autoencoder(self.pipeline)
-        decoded = predicted = predicted[: len(self._order.seeds)]  # a few pipelines keep both halves of guidance
-        if part is not None:
-            vae = getattr(self.pipeline, part)
-            latents = latents_to_vae(self.pipeline, predicted, self._order.width, self._order.height)
-            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        pictures: Tensor = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
-        return pictures
+        order = self._order
+        own = predicted[: len(order.seeds)]  # a few pipelines keep both halves of guidance
+        return preview(self.pipeline, own, order.width, order.height, order.frames)
 
     def _denoise(self, call: DenoiserCall) -> Tensor:
         self._until_first_call.close()
@@ -191,7 +194,7 @@ class DirectSeams:
 
 
 def draw(components: Components, denoiser: Denoiser, order: Order) -> Tensor:
-    """The pictures of an order, made on this thread: [n, 3, H, W] float in 0..1."""
+    """The pictures or videos of an order, made on this thread: [n, 3, H, W] or [n, F, 3, H, W] float in 0..1."""
     return Session(components, order, DirectSeams(denoiser), denoiser.guidance).draw()
 
 

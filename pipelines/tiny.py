@@ -33,12 +33,12 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def clip_tokenizer() -> Any:
-    """A CLIP tokenizer that knows single letters, digits and signs, 16 tokens long."""
+def clip_tokenizer(longest: int = 16) -> Any:
+    """A CLIP tokenizer that knows single letters, digits and signs, `longest` tokens long."""
     letters = [*string.ascii_lowercase, *string.digits, ",", "."]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=longest)
 
 
 def t5_tokenizer() -> Any:
@@ -47,14 +47,15 @@ def t5_tokenizer() -> Any:
     return transformers.T5Tokenizer(vocab=[(token, 0.0) for token in tokens], extra_ids=0, model_max_length=24)
 
 
-def _clip_config(tokenizer: Any, width: int = CLIP_WIDTH) -> Any:
+def clip_config(tokenizer: Any, width: int = CLIP_WIDTH, longest: int = 16) -> Any:
+    """The config of a CLIP text encoder for a tokenizer."""
     return transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=longest,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -62,7 +63,8 @@ def _clip_config(tokenizer: Any, width: int = CLIP_WIDTH) -> Any:
     )
 
 
-def _t5() -> Any:
+def t5_encoder() -> Any:
+    """A T5 encoder for `t5_tokenizer`."""
     tokenizer = t5_tokenizer()
     config = transformers.T5Config(
         vocab_size=len(tokenizer),
@@ -108,7 +110,7 @@ def _stable_diffusion() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
         vae=_vae(12),
-        text_encoder=transformers.CLIPTextModel(_clip_config(tokenizer)).eval(),
+        text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=_unet(12, CLIP_WIDTH, attention_head_dim=8),
         scheduler=diffusers.DDIMScheduler(
@@ -130,8 +132,8 @@ def _stable_diffusion_xl() -> Any:
     conditions = 6 * 8 + CLIP_WIDTH
     return diffusers.StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=transformers.CLIPTextModel(_clip_config(tokenizer)).eval(),
-        text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config(tokenizer)).eval(),
+        text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(),
         unet=_unet(
@@ -152,7 +154,7 @@ def _stable_diffusion_xl() -> Any:
 def _pixart() -> Any:
     return diffusers.PixArtSigmaPipeline(
         vae=_vae(),
-        text_encoder=_t5(),
+        text_encoder=t5_encoder(),
         tokenizer=t5_tokenizer(),
         transformer=diffusers.PixArtTransformer2DModel(
             sample_size=16,
@@ -180,11 +182,11 @@ def _stable_diffusion_3() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
         vae=_vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=transformers.CLIPTextModelWithProjection(_clip_config(tokenizer)).eval(),
+        text_encoder=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
-        text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config(tokenizer)).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=_t5(),
+        text_encoder_3=t5_encoder(),
         tokenizer_3=t5_tokenizer(),
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=16,
@@ -206,9 +208,9 @@ def _flux() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.FluxPipeline(
         vae=_vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=transformers.CLIPTextModel(_clip_config(tokenizer)).eval(),
+        text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
-        text_encoder_2=_t5(),
+        text_encoder_2=t5_encoder(),
         tokenizer_2=t5_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
