@@ -123,6 +123,8 @@ def run_pipeline(
         steps=defaults.num_inference_steps,
         guidance=defaults.guidance_scale,
         n=len(subjects),
+        frames=defaults.num_frames,
+        fps=defaults.fps,
     )
     if isinstance(subjects[0], str):
         arguments["output_type"] = "latent"  # nobody looks at the pictures; pipelines without prompts cannot stop here

@@ -24,7 +24,7 @@ class Drawn:
     """n pictures of one batch.
 
     Attributes:
-        pictures: [n, C, H, W] float in 0..1, on the CPU.
+        pictures: [n, C, H, W] float in 0..1, on the CPU; or videos: [n, F, C, H, W].
         latents: after each call of the scheduler's step, [n, ...] float32 on the CPU.
         seconds: for one picture: the batch's time over n.
     """
@@ -51,6 +51,8 @@ def draw_batch(
         steps=defaults.num_inference_steps,
         guidance=defaults.guidance_scale,
         seeds=seeds,
+        frames=defaults.num_frames,
+        fps=defaults.fps,
     )
     session = Session(components, order, DirectSeams(denoiser), denoiser.guidance)
     latents: list[Tensor] = []

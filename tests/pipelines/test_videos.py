@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import quant
+from jobs.profile import Defaults
 from pipelines.batch import group_key, run_together
+from pipelines.calibrate import runner
 from pipelines.denoiser import COND, UNCOND, DenoiserCall, TorchDenoiser
+from pipelines.drawing import draw_batch
 from pipelines.families import UnsupportedModel, call_arguments
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.media import encode_preview
@@ -152,3 +156,20 @@ def test_a_second_denoiser_is_refused(model_of: ModelOf) -> None:
             load_components(folder)
     finally:
         index.write_text(json.dumps(told), encoding="utf-8")
+
+
+def test_defaults_with_frames_draw_and_calibrate_on_videos(model_of: ModelOf) -> None:
+    components, denoiser = model_of("wan")
+    sizes = {"width": 32, "height": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
+    defaults = Defaults.model_validate(sizes | {"num_frames": 5, "fps": 8})
+    drawn = draw_batch(components, denoiser, ["a", "b"], [1, 2], defaults)
+    assert drawn.pictures.shape == (2, 5, 3, 32, 32)
+    assert [latents.shape for latents in drawn.latents] == [(2, 4, 2, 8, 8)] * 2
+    shapes = []
+
+    def answer(call: quant.Call) -> Tensor:
+        shapes.append(tuple(call.rows["hidden_states"].shape))
+        return call.rows["hidden_states"]
+
+    runner(components, ["a", "b", "c"], defaults, batch=2)(answer)
+    assert shapes == [(2, 4, 2, 8, 8)] * 4 + [(1, 4, 2, 8, 8)] * 4, "both branches of both steps, two batches"
