@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from quant.clock import MomentHolder
 from quant.errors import ArtifactError
-from quant.grid import pack4, unpack4
 from quant.guidance.plan import GuidancePlan
 from quant.hashes import sha256_of
 from quant.layers import as_float_layer, bind, quantized_layers, replace_layers
 from quant.manifest import FallbackLeaf, Manifest, write_manifest
+from quant.packing import pack, packed_bytes, unpack
 from quant.published import empty_of
 from quant.quantize import Quantization
 from quant.recipe import Recipe
@@ -34,8 +34,8 @@ from quant.rotation.report import RotationReport
 from quant.temporal.layers import StepwiseLinear, install
 
 TENSORS, FALLBACK = "denoiser.safetensors", "temporal.safetensors"
-PACKED_BITS = 4
-"""Integers of at most so many bits are stored two to a byte."""
+PACKED_BITS = 7
+"""Integers of at most so many bits are stored without bits that say nothing."""
 
 
 def save(
@@ -171,17 +171,21 @@ def _empty_layer(name: str, old: nn.Linear | nn.Conv2d, form: LayerForm) -> nn.M
         raise ArtifactError(f"the artifact does not fit the model: {error}") from error
 
 
-def _packed(module: nn.Module, forms: Mapping[str, LayerForm]) -> set[str]:
-    """Names of the integer tensors that are stored two to a byte."""
+def _packed(module: nn.Module, forms: Mapping[str, LayerForm]) -> dict[str, int]:
+    """Names of the integer tensors that are stored packed, and the bits of each integer."""
     owners = {name: forms.get(name.partition(".parts.")[0]) for name, _ in quantized_layers(module)}
-    return {f"{name}.integers" for name, form in owners.items() if form and form.weight_bits <= PACKED_BITS}
+    return {
+        f"{name}.integers": form.weight_bits
+        for name, form in owners.items()
+        if form is not None and form.weight_bits <= PACKED_BITS
+    }
 
 
 def _stored(module: nn.Module, forms: Mapping[str, LayerForm]) -> dict[str, Tensor]:
     """A module's tensors as they lie in a file."""
     packed = _packed(module, forms)
     tensors = {
-        name: pack4(tensor) if name in packed else _compact(tensor.detach())
+        name: pack(tensor, packed[name]) if name in packed else _compact(tensor.detach())
         for name, tensor in module.state_dict().items()
     }
     _require_finite(tensors)
@@ -195,8 +199,9 @@ def _fill(module: nn.Module, file: Path, forms: Mapping[str, LayerForm]) -> None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read: {error}") from error
     wanted = module.state_dict()
-    for name in _packed(module, forms) & stored.keys():
-        stored[name] = _unpacked(name, stored[name], wanted[name], file)
+    for name, bits in _packed(module, forms).items():
+        if name in stored:
+            stored[name] = _unpacked(name, stored[name], wanted[name], bits, file)
     _require_match(wanted, stored, file)
     wide = {
         name: tensor.float() if tensor.dtype is torch.float16 and wanted[name].dtype is torch.float32 else tensor
@@ -205,10 +210,15 @@ def _fill(module: nn.Module, file: Path, forms: Mapping[str, LayerForm]) -> None
     module.load_state_dict(wide, strict=True, assign=True)
 
 
-def _unpacked(name: str, packed: Tensor, wanted: Tensor, file: Path) -> Tensor:
-    if packed.dtype is not torch.uint8 or packed.numel() != -(-wanted.numel() // 2):
-        raise ArtifactError(f"{file} does not fit the model: {name} does not hold {wanted.numel()} integers of 4 bits")
-    return unpack4(packed, tuple(wanted.shape))
+def _unpacked(name: str, packed: Tensor, wanted: Tensor, bits: int, file: Path) -> Tensor:
+    count = wanted.numel()
+    if packed.dtype is torch.int8 and packed.shape == wanted.shape and bits > 4:
+        return packed  # as earlier versions stored them
+    if packed.dtype is torch.uint8 and packed.shape == (packed_bytes(count, 4),) and bits < 4:
+        return unpack(packed, tuple(wanted.shape), 4)  # likewise
+    if packed.dtype is not torch.uint8 or packed.shape != (packed_bytes(count, bits),):
+        raise ArtifactError(f"{file} does not fit the model: {name} does not hold {count} integers of {bits} bits")
+    return unpack(packed, tuple(wanted.shape), bits)
 
 
 def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], file: Path) -> None:

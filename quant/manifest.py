@@ -40,10 +40,11 @@ class Manifest(BaseModel):
     `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256.
     `weights_bytes` counts the tensors stored for every call, `fallback_bytes` those stored apart, read only where a
     table has no answer; `float_weights_bytes` all weights in float32. What stays float is stored in float16 where that
-    loses nothing, and 4-bit weights two to a byte; a backend holds them in float32 and int8 (`memory_bytes`). `forms`
-    has every layer with integers, by its name in the quantized module; `transforms` every layer whose input is changed
-    before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what holds of
-    time, `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever measured.
+    loses nothing, and weights of 2 to 7 bits without gaps; a backend holds them in float32 and int8 (`memory_bytes`).
+    `forms` has every layer with integers, by its name in the quantized module; `transforms` every layer whose input is
+    changed before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what
+    holds of time, `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever
+    measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

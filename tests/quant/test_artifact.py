@@ -16,9 +16,13 @@ import jobs.manifest
 import quant
 from quant.artifact import TENSORS
 from quant.backends.call import call_module
+from quant.grid import pack4
+from quant.layers import QuantizedLayer
 
 Artifact = tuple[Path, quant.Manifest]
 Save = Callable[[Path, nn.Module], quant.Manifest]
+Make = Callable[..., quant.Call]
+Run = Callable[[Callable[[quant.Call], torch.Tensor]], None]
 
 
 @pytest.fixture
@@ -52,6 +56,32 @@ def test_what_was_saved_comes_back_to_the_bit(
     assert manifest.memory_bytes == sum(tensor.nbytes for tensor in again.state_dict().values())
     assert "shift" not in stored
     assert manifest.weights_bytes < 0.35 * manifest.float_weights_bytes
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_weights_take_the_bits_that_they_have(
+    bits: int,
+    tmp_path: Path,
+    net: nn.Module,
+    recipe: quant.Recipe,
+    empty: Callable[[], nn.Module],
+    run: Run,
+    call: Make,
+) -> None:
+    recipe = recipe.model_copy(update={"weights": recipe.weights.model_copy(update={"bits": bits})})
+    made = quant.quantize_(net, recipe, quant.calibrate(net, run))
+    place, layer = tmp_path / "made", net.get_submodule("down")
+    assert isinstance(layer, QuantizedLayer)
+    quant.save(place, net, made, recipe, model="net", model_sha256="a" * 64, calibration={}, version="0")
+    tensors = load_file(place / TENSORS)
+    assert tensors["down.integers"].nbytes == -(-layer.integers.numel() * bits // 8)
+    again = quant.load_into(empty(), place, quant.read_manifest(place))
+    assert torch.equal(call_module(again, call(3)), call_module(net, call(3)))
+    if bits != 4:  # as versions before packed integers of any width stored them
+        tensors["down.integers"] = pack4(layer.integers) if bits < 4 else layer.integers
+        save_file(tensors, place / TENSORS)
+        older = quant.load_into(empty(), place, quant.read_manifest(place))
+        assert torch.equal(call_module(older, call(3)), call_module(net, call(3)))
 
 
 def test_the_same_input_gives_the_same_bytes(artifact: Artifact, tmp_path: Path, net: nn.Module, save: Save) -> None:
