@@ -13,6 +13,7 @@ from halftone import render
 from halftone.commands import offline, structure
 from halftone.commands.generate import generate
 from halftone.commands.jobs import jobs
+from halftone.commands.profiles import profiles
 from halftone.options import ApiKey, FaultsAsMessages, Json, Local, Url, connected
 from halftone.version import __version__
 
@@ -73,24 +74,7 @@ def models(url: Url = None, api_key: ApiKey = None, local: Local = False, json: 
         render.emit_table(render.MODEL_COLUMNS, map(render.model_row, found))
 
 
-@app.command()
-def profiles(url: Url = None, api_key: ApiKey = None, local: Local = False, json: Json = False) -> None:
-    """List the quantization profiles: size, and fidelity to float where it was measured."""
-    if local:
-        from halftone.local import known_profiles
-
-        found = known_profiles()
-    else:
-        with connected(url, api_key) as client:
-            found = client.profiles()
-    if json:
-        render.emit_json(found)
-    else:
-        render.emit_table(render.PROFILE_COLUMNS, map(render.profile_row, found))
-        for line in (line for card in found for line in render.guidance_lines(card)):
-            render.note(line)
-
-
+app.command()(profiles)
 app.add_typer(jobs, name="jobs")
 app.command()(offline.quantize)
 app.command()(offline.evaluate)

@@ -19,6 +19,7 @@ from jobs.catalog import Catalog
 from jobs.errors import UnknownModel
 from jobs.files import ResultStore
 from jobs.job import JobResult, new_job_id
+from jobs.pareto import marked
 from jobs.profile import FLOAT
 from jobs.request import ImageParameters, ImageRequest
 from service.admission import Admission, profiles_of
@@ -45,7 +46,7 @@ def known_models() -> tuple[ModelView, ...]:
 def known_profiles() -> tuple[ProfileView, ...]:
     """The profiles that a server of this machine would have."""
     cards = Catalog.scan(GatewaySettings.load()).models
-    found = [profile for name in sorted(cards) for profile in profiles_of(cards[name])]
+    found = [profile for name in sorted(cards) for profile in marked(profiles_of(cards[name]))]
     return tuple(ProfileView.model_validate(profile.model_dump()) for profile in found)
 
 

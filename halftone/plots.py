@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,7 +49,7 @@ def plot_trajectory(path: Path, distances: Series) -> None:
     _describe(axes, "Trajectory distance from float", "relative L2, %")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_temporal(path: Path, worst: Series, mean: Series, mismatch: Series) -> None:
@@ -64,7 +65,7 @@ def plot_temporal(path: Path, worst: Series, mean: Series, mismatch: Series) -> 
     _describe(right, "Temporal features that say the wrong step", "% of modules")
     right.set_ylim(-3, 103)
     left.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Sequence[str]) -> None:
@@ -83,7 +84,7 @@ def plot_samples(path: Path, rows: Mapping[str, Sequence[Picture]], captions: Se
         line[0].set_ylabel(name, fontsize=10)
     for axes, text in zip(grid[0], texts, strict=True):
         axes.set_title(text, fontsize=7, parse_math=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_selection(path: Path, found: Mapping[str, Choices], names: Sequence[str]) -> None:
@@ -102,7 +103,7 @@ def plot_selection(path: Path, found: Mapping[str, Choices], names: Sequence[str
         axes.set_xlabel("denoising step")
     handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, names, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_guidance(path: Path, plans: Mapping[str, Steps], names: Mapping[str, str]) -> None:
@@ -127,7 +128,7 @@ def plot_guidance(path: Path, plans: Mapping[str, Steps], names: Mapping[str, st
         axes.set_xlabel("")
     handles = [Patch(color=colours[letter], label=f"{letter}: {name}") for letter, name in names.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curves(axes: Axes, series: Series, *, style: str = "-", named: bool = True) -> None:
@@ -147,8 +148,11 @@ def _describe(axes: Axes, title: str, what: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as its file's name ends, .svg or else PNG: the same numbers give the same bytes."""
     FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
+    form = "svg" if path.suffix.lower() == ".svg" else "png"
+    told = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "halftone"}):
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # a prompt may be in any script; boxes will do
-        figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(path, format=form, dpi=DPI, metadata=told)

@@ -15,6 +15,11 @@ BackendName = Literal["torch", "reference", "openvino", "null"]
 FLOAT = "float"
 """The profile that every model has."""
 
+Axis = Literal["seconds", "bytes"]
+"""What a profile costs, to be held against its fidelity."""
+
+AXES: tuple[Axis, ...] = ("seconds", "bytes")
+
 _CARD = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -109,6 +114,11 @@ class ProfileCard(BaseModel):
     float_weights_bytes: int = Field(description="The same weights in float32.")
     fidelity: Fidelity | None = None
     guidance: GuidanceCard | None = Field(None, description="Its guidance plan; null where all steps run in full.")
+    pareto: tuple[Axis, ...] | None = Field(
+        None,
+        description="Where no other profile of the model has as much PSNR at as little cost, and more or less of one; "
+        "null where its fidelity was not measured.",
+    )
     artifact: Path | None = Field(None, exclude=True)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import request as bounds
 from jobs.errors import HalftoneError, Unavailable
+from jobs.pareto import marked
 from jobs.records import WorkerInfo
 from service import answers, body, documents
 from service.context import Gateway, gateway_of, owner_of
@@ -53,14 +54,16 @@ async def model(request: Request, model_id: str, _: Owner) -> Response:
     "/v1/profiles", tags=["Models"], response_model=answers.ProfileList, responses=documents.faults(*documents.READING)
 )
 async def profiles(request: Request, _: Owner, wanted: Annotated[ProfileQuery, Query()]) -> Response:
-    """The quantization profiles a request may choose: bits, bytes, and fidelity to float as measured."""
+    """The quantization profiles a request may choose: bits, bytes, fidelity to float as measured, and which of them no
+    other one beats.
+    """
     catalog = gateway_of(request).catalog
     cards = (
         [catalog.card(wanted.model)]
         if wanted.model is not None
         else [catalog.models[name] for name in sorted(catalog.models)]
     )
-    return answers.model_answer(answers.ProfileList(data=[profile for card in cards for profile in card.profiles]))
+    return answers.model_answer(answers.ProfileList(data=[one for card in cards for one in marked(card.profiles)]))
 
 
 @router.get("/v1/capabilities", tags=["Models"], responses=documents.faults())

@@ -66,6 +66,25 @@ def test_models_and_profiles_as_tables_and_json(serving: Any) -> None:
     assert any(card["backend"] == "null" for card in answer("profiles"))
 
 
+def test_profiles_are_drawn_and_filtered(serving: Any, alone: Path) -> None:
+    result = halftone("profiles", "--plot", "all.png", "--model", "shapes-unet")
+    assert result.exit_code == 0 and "shapes-dit" not in result.stdout and "all.png" in result.stderr
+    assert Path("all.png").read_bytes()[:4] == b"\x89PNG"
+    cards = answer("profiles", "--local", "--model", "shapes-unet", "--plot", "all.svg")
+    assert {card["model"] for card in cards} == {"shapes-unet"} and "<svg" in Path("all.svg").read_text(
+        encoding="utf-8"
+    )
+    assert {axis for card in cards for axis in card["pareto"]} == {"seconds", "bytes"}
+    for given, text in (
+        (("--plot", "all.gif"), "ends in .png or .svg"),
+        (("--model", "nobody"), "no model 'nobody'; known models: "),
+        (("--model", "null", "--plot", "null.png"), "no profile was measured"),
+    ):
+        refused = halftone("profiles", *given)
+        assert refused.exit_code == 1 and text in refused.stderr
+    assert not Path("null.png").exists()
+
+
 def test_jobs_from_list_to_cancel(serving: Any) -> None:
     import halftone as clients
 

@@ -28,6 +28,7 @@ def test_models_and_profiles(served: Served) -> None:
     ]
     assert profiles[1]["fidelity"]["psnr_db"] == 40.0
     assert "artifact" not in profiles[1]
+    assert [p["pareto"] for p in profiles] == [["bytes"], ["bytes"]], "no seconds were measured"
     assert len(served.client.get("/v1/profiles").json()["data"]) >= 2
     for path in ("/v1/models/none", "/v1/profiles?model=none"):
         answer = served.client.get(path)
