@@ -172,8 +172,9 @@ def bars(sets: Sequence[tuple[str, list[Found]]], methods: Sequence[str], rivals
 
     figure, axes = pyplot.subplots(1, len(sets), figsize=(4 * len(sets), 3.6), squeeze=False)
     for axis, (title, rows) in zip(axes[0], sets, strict=True):
-        shown = [method for method in methods if any(row["method"] == method for row in rows)]
-        values = [statistics.fmean(row["psnr_db"] for row in rows if row["method"] == method) for method in shown]
+        known = [row for row in rows if row["psnr_db"] is not None]
+        shown = [method for method in methods if any(row["method"] == method for row in known)]
+        values = [statistics.fmean(row["psnr_db"] for row in known if row["method"] == method) for method in shown]
         axis.bar(shown, values, color=["#999999" if method in rivals else "#1f77b4" for method in shown])
         axis.set_title(title, fontsize=9)
         floor = 5 * (min(values) // 5 - 1)

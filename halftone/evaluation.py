@@ -38,8 +38,11 @@ class Row:
 
     profile: str
     prompts: int
-    psnr_db: float
+    psnr_db: float | None
+    identical: int
     ssim: float
+    ms_ssim: float
+    ms_ssim_scales: int
     latent_error: float
     trajectory_distance: float
     temporal_cosine_worst: float | None
@@ -56,8 +59,10 @@ class Row:
         return [
             self.profile,
             str(self.prompts),
-            f"{self.psnr_db:.1f}",
+            _or_dash(self.psnr_db, "{:.1f}"),
+            str(self.identical),
             f"{self.ssim:.4f}",
+            f"{self.ms_ssim:.4f}",
             f"{100 * self.trajectory_distance:.2f}",
             _or_dash(self.temporal_cosine_worst, "{:.4f}"),
             _or_dash(self.mismatch_rate, "{:.1f}", 100),
@@ -70,7 +75,8 @@ class Row:
 
 
 COLUMNS = (
-    *("profile", "pictures", "PSNR dB", "SSIM", "trajectory %", "temporal cosine", "mismatch %", "prompt accuracy %"),
+    *("profile", "pictures", "PSNR dB", "identical", "SSIM", "MS-SSIM"),
+    *("trajectory %", "temporal cosine", "mismatch %", "prompt accuracy %"),
     *("Fréchet", "weights MB", "of float %", "seconds"),
 )
 

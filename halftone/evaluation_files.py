@@ -37,7 +37,8 @@ LETTERS = {
     "N": "conditional, no guidance",
 }
 MEANINGS = (
-    "PSNR and SSIM: pictures against float's of the same seed, before encoding; means. Trajectory: relative L2 "
+    "PSNR, SSIM and MS-SSIM (as many of its five scales as fit the size): pictures against float's of the same seed, "
+    "before encoding; means, of PSNR over the pictures that are not identical with float's. Trajectory: relative L2 "
     "distance of the latents from float's, mean over all steps. Temporal cosine: the worst over modules and steps. "
     "Mismatch: share of temporal features that are most similar to float's of another step. Fréchet: squared "
     "Fréchet distance from the shapes world's own pictures, by 48 features of shapes-unet's autoencoder; not "

@@ -95,13 +95,18 @@ def profile_row(card: ProfileView) -> list[str]:
     """A profile's cells under PROFILE_COLUMNS."""
     share = 100 * card.weights_bytes / max(1, card.float_weights_bytes)
     bits = f"{card.weight_bits}/{card.activation_bits}"
-    psnr = f"{card.fidelity.psnr_db:.1f}" if card.fidelity else "-"
+    psnr = "-" if card.fidelity is None else _psnr(card.fidelity.psnr_db)
     accuracy = card.fidelity.prompt_accuracy if card.fidelity else None
     right = "-" if accuracy is None else f"{100 * accuracy:.1f}"
     size = [f"{card.weights_bytes / 1e6:.1f}", f"{share:.0f}"]
     left_out = f"{100 * card.guidance.saving:.0f}" if card.guidance else "-"
     best = "-" if card.pareto is None else ", ".join(card.pareto)
     return [card.model, card.name, card.backend, bits, *size, psnr, right, left_out, speed_up(card), best]
+
+
+def _psnr(value: float | None) -> str:
+    """A mean PSNR; without one all pictures are identical with float's."""
+    return "identical" if value is None else f"{value:.1f}"
 
 
 PROFILE_COLUMNS = (

@@ -67,7 +67,8 @@ def marked(cards: Sequence[ProfileCard]) -> list[ProfileCard]:
 
 
 def _psnr(card: ProfileCard) -> float:
-    return math.inf if card.fidelity is None else card.fidelity.psnr_db
+    measured = None if card.fidelity is None else card.fidelity.psnr_db
+    return math.inf if measured is None else measured  # float itself, or pictures identical with its
 
 
 def _seconds(card: ProfileCard, usual: float | None) -> float | None:

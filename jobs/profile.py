@@ -29,7 +29,8 @@ class Fidelity(BaseModel):
     model_config = _CARD
 
     prompts: int
-    psnr_db: float
+    psnr_db: float | None = Field(description="Mean over the pictures that differ from float's; null where none does.")
+    identical: int = Field(0, description="How many of the pictures are identical with float's.")
     ssim: float
     prompt_accuracy: float | None = None
     float_prompt_accuracy: float | None = None

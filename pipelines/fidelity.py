@@ -21,7 +21,7 @@ from pipelines.denoiser import Denoiser
 from pipelines.drawing import Drawn, draw_batch
 from pipelines.families import Subject, UnsupportedModel
 from pipelines.load import Components
-from pipelines.similarity import SMALLEST_SIDE, psnr, ssim
+from pipelines.similarity import SMALLEST_SIDE, decibels, mean_decibels, ms_ssim, psnr, ssim
 from pipelines.temporal import NO_TEMPORAL, TemporalFidelity, compare_features
 from quant.metrics import Features
 
@@ -46,14 +46,17 @@ class Reference(Protocol):
 class PromptFidelity:
     """One subject by one profile, against float at the same seed.
 
-    `trajectory` is the relative L2 distance of its latents from float's after each scheduler step, `latent_error` the
-    last of them. `right` is None without a checker.
+    `psnr_db` is None where the pictures are identical. `trajectory` is the relative L2 distance of its latents from
+    float's after each scheduler step, `latent_error` the last of them. `right` is None without a checker.
     """
 
     prompt: Subject
     seed: int
-    psnr_db: float
+    psnr_db: float | None
+    identical: bool
     ssim: float
+    ms_ssim: float
+    ms_ssim_scales: int
     latent_error: float
     trajectory: tuple[float, ...]
     seconds: float
@@ -66,6 +69,8 @@ class ProfileFidelity:
 
     Attributes:
         prompts: how many pictures were compared.
+        psnr_db: mean over the pictures that differ from float's, None where none does; `identical` is how many do not.
+        ms_ssim: of `ms_ssim_scales` scales, as many as fit pictures of this size.
         trajectory: mean over pictures of ||x_t - x^_t|| / ||x_t|| after each scheduler step; `trajectory_distance` is
             their mean, `latent_error` the last.
         seconds: for one picture: the median over pictures, so that what is compiled at the start does not count.
@@ -75,8 +80,11 @@ class ProfileFidelity:
 
     profile: str
     prompts: int
-    psnr_db: float
+    psnr_db: float | None
+    identical: int
     ssim: float
+    ms_ssim: float
+    ms_ssim_scales: int
     latent_error: float
     trajectory_distance: float
     trajectory: tuple[float, ...]
@@ -100,7 +108,15 @@ class ProfileFidelity:
     def summary(self) -> dict[str, Any]:
         """What a manifest's `fidelity` holds."""
         names = (
-            *("prompts", "psnr_db", "ssim", "prompt_accuracy", "float_prompt_accuracy", "trajectory_distance"),
+            *(
+                "prompts",
+                "psnr_db",
+                "identical",
+                "ssim",
+                "prompt_accuracy",
+                "float_prompt_accuracy",
+                "trajectory_distance",
+            ),
             *("temporal_cosine_worst", "mismatch_rate", "seconds"),
         )
         return {name: getattr(self, name) for name in names}
@@ -178,12 +194,17 @@ def _compare(
         side = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         raise UnsupportedModel(f"pictures of {width}x{height} pixels cannot be compared: SSIM needs at least {side}")
     trajectories = trajectory_distances(drawn.latents, truth.latents).tolist()
+    levels = [decibels(psnr(own, other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
+    scaled = [ms_ssim(own, other) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
     return [
         PromptFidelity(
             prompt=subject,
             seed=seeds[i],
-            psnr_db=psnr(drawn.pictures[i], truth.pictures[i]),
+            psnr_db=levels[i],
+            identical=levels[i] is None,
             ssim=ssim(drawn.pictures[i], truth.pictures[i]),
+            ms_ssim=scaled[i].value,
+            ms_ssim_scales=scaled[i].scales,
             latent_error=trajectories[i][-1],
             trajectory=tuple(trajectories[i]),
             seconds=drawn.seconds,
@@ -215,12 +236,16 @@ def _summarize(
     temporal: TemporalFidelity,
 ) -> ProfileFidelity:
     each = rows.each
+    level, identical = mean_decibels(row.psnr_db for row in each)
     trajectory = tuple(map(statistics.fmean, zip(*(row.trajectory for row in each), strict=True)))
     return ProfileFidelity(
         profile=name,
         prompts=len(each),
-        psnr_db=statistics.fmean(row.psnr_db for row in each),
+        psnr_db=level,
+        identical=identical,
         ssim=statistics.fmean(row.ssim for row in each),
+        ms_ssim=statistics.fmean(row.ms_ssim for row in each),
+        ms_ssim_scales=each[0].ms_ssim_scales,
         latent_error=statistics.fmean(row.latent_error for row in each),
         trajectory_distance=statistics.fmean(trajectory),
         trajectory=trajectory,

@@ -102,6 +102,6 @@ def test_one_command_makes_the_table_from_nothing_and_resumes(tmp_path: Path, mo
     tfmq.run()
     assert (tmp_path / "rows" / f"{kept[0]}.json").read_bytes() == measured
     ((facts, float_row, found),) = written
-    assert (facts["prompts"], float_row["psnr_db"]) == (2, 100.0)
+    assert (facts["prompts"], float_row["psnr_db"], float_row["identical"]) == (2, None, 2)
     assert {row["method"]: row["scope"] for row in found} == {"rtn": "all", "cache": "temporal"}
     assert all(row["build_seconds"] > 0 and row["psnr_db"] > 20 for row in found)

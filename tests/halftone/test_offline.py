@@ -65,7 +65,8 @@ def test_a_model_without_prompts_goes_all_the_way(name: str, folder_of: Callable
     assert (manifest["calibration"]["prompts"], manifest["calibration"]["seed"]) == (3, 5)
     rows = answer("evaluate", folder_of(name), "--samples", 5, "--seed", 2, "--out", "out")
     assert [(row["profile"], row["prompts"]) for row in rows] == [("float", 5), ("w8a8", 5)]
-    assert rows[0]["psnr_db"] == 100.0 > rows[1]["psnr_db"] > 10
+    assert (rows[0]["psnr_db"], rows[0]["identical"]) == (None, rows[0]["prompts"])
+    assert rows[1]["psnr_db"] > 10 and rows[1]["identical"] == 0
     assert rows[0]["trajectory_distance"] == 0.0 < rows[1]["trajectory_distance"]
     report = json.loads((alone / "out/evaluation.json").read_text(encoding="utf-8"))
     each = report["profiles"][1]["each"]

@@ -17,7 +17,6 @@ from pipelines.drawing import draw_batch
 from pipelines.families import UnsupportedModel
 from pipelines.fidelity import evaluate, trajectory_distances
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.similarity import EQUAL_DB
 from pipelines.tiny import save_tiny
 from tests.pipelines.promptless import SUBJECTS, save_promptless
 
@@ -55,10 +54,12 @@ def test_profiles_are_compared_with_float_at_the_same_seed(folder: Path) -> None
         checker=lambda prompt, picture: prompt == "c" and picture.shape == (3, 32, 32),
         progress=lambda *facts: told.append(facts),
     )
-    assert (first.profile, first.psnr_db, first.latent_error) == ("float", EQUAL_DB, 0.0)
-    assert first.ssim == pytest.approx(1.0)
+    assert (first.profile, first.psnr_db, first.identical, first.latent_error) == ("float", None, 2, 0.0)
+    assert first.ssim == pytest.approx(1.0) == first.ms_ssim and first.ms_ssim_scales == 2
+    assert [(row.psnr_db, row.identical) for row in first.each] == [(None, True), (None, True)]
     assert second.profile == "off"
-    assert 20 < second.psnr_db < 70
+    assert second.psnr_db is not None and 20 < second.psnr_db < 70
+    assert second.identical == 0 and second.ssim < second.ms_ssim < 1
     assert 0.001 < second.latent_error < 0.1
     assert [row.seed for row in second.each] == [4, 5]
     assert second.prompt_accuracy == second.float_prompt_accuracy == 0.5
@@ -108,7 +109,7 @@ def test_batches_of_any_size_compare_the_same_pictures(name: str, folder: Path, 
     assert rows[1][1].trajectory == pytest.approx(rows[3][1].trajectory, rel=1e-2)
     assert rows[1][1].psnr_db == pytest.approx(rows[3][1].psnr_db, abs=0.2)
     assert [row.prompt for row in rows[3][1].each] == subjects
-    assert rows[3][1].psnr_db < EQUAL_DB
+    assert rows[3][1].identical == 0
 
 
 class FirstPixels:

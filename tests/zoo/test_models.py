@@ -51,7 +51,7 @@ def test_models_are_small_and_plain(model: str) -> None:
 def test_w8a8_is_near_to_float(components: Components, w8a8: QuantizedDenoiser) -> None:
     denoisers: dict[str, Denoiser] = {"float": TorchDenoiser("float", load_denoiser(components)), "w8a8": w8a8}
     reference, near = build.measure(components, denoisers, 24)
-    assert near.psnr_db >= 30
+    assert near.psnr_db is not None and near.psnr_db >= 30
     wrong = [sum(not row.right for row in each) for each in (near.each, reference.each)]
     assert wrong[0] <= wrong[1] + 1, "at most one picture on the edge of the checker may tip over"
 
@@ -101,7 +101,7 @@ def test_every_shipped_artifact_is_whole_small_and_measured(model: str, name: st
     assert manifest.fidelity is not None
     fidelity = Fidelity.model_validate(manifest.fidelity)
     assert fidelity.prompts >= 256
-    assert fidelity.psnr_db >= 30
+    assert fidelity.psnr_db is not None and fidelity.psnr_db >= 30
     assert fidelity.seconds is not None and fidelity.float_seconds is not None
     assert fidelity.prompt_accuracy is not None and fidelity.float_prompt_accuracy is not None
     assert fidelity.prompt_accuracy >= fidelity.float_prompt_accuracy - 0.02
