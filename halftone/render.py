@@ -130,6 +130,19 @@ def guidance_lines(card: ProfileView) -> list[str]:
     ]
 
 
+def precision_lines(card: ProfileView) -> list[str]:
+    """Which steps a profile runs by more exact weights, for a person; nothing where it has none."""
+    steps = card.precision
+    if steps is None:
+        return []
+    by = "the float model" if steps.form == "float" else "8-bit weights"
+    return [
+        f"{card.name} of {card.model} runs the first {steps.first_steps} and the last {steps.last_steps} of "
+        f"{steps.total_steps} steps by {by}, {steps.weights_bytes / 1e6:.1f} of its "
+        f"{card.weights_bytes / 1e6:.1f} MB"
+    ]
+
+
 def speed_up(card: ProfileView) -> str:
     """How many times faster than float a profile drew, where both were timed in one run."""
     found = card.fidelity

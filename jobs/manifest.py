@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.profile import Fidelity, GuidanceCard, ProfileCard
+from jobs.profile import Fidelity, GuidanceCard, PrecisionCard, ProfileCard
 from jobs.request import ModelId, ProfileName
 
 FILE_NAME = "manifest.json"
@@ -38,6 +38,7 @@ class Manifest(BaseModel):
     temporal: dict[str, Any] | None = None
     fallback: list[dict[str, Any]] = []
     guidance: dict[str, Any] | None = None
+    precision: PrecisionCard | None = None
     fallback_bytes: int = Field(0, ge=0, description="Stored apart, read only for timesteps that no table knows.")
     build_seconds: float | None = Field(None, ge=0)
     calibration: dict[str, Any]
@@ -62,5 +63,6 @@ class Manifest(BaseModel):
             float_weights_bytes=self.float_weights_bytes,
             fidelity=self.fidelity,
             guidance=None if self.guidance is None else GuidanceCard.of_plan(self.guidance),
+            precision=self.precision,
             artifact=folder,
         )

@@ -77,6 +77,18 @@ class GuidanceCard(BaseModel):
         )
 
 
+class PrecisionCard(BaseModel):
+    """Which steps a profile runs by more exact weights, in a schedule of `total_steps`; of others, the same share."""
+
+    model_config = _CARD
+
+    form: Literal["float", "w8a8"] = Field(description="What runs these steps: the float model, or an 8-bit copy.")
+    first_steps: int = Field(ge=0)
+    last_steps: int = Field(ge=0)
+    total_steps: int = Field(ge=1)
+    weights_bytes: int = Field(ge=0, description="Of the more exact copy; counted in the profile's own too.")
+
+
 class _PlanStep(BaseModel):
     unconditional: Literal["run", "reuse"]
     gain: float
@@ -120,6 +132,7 @@ class ProfileCard(BaseModel):
         description="Where no other profile of the model has as much PSNR at as little cost, and more or less of one; "
         "null where its fidelity was not measured.",
     )
+    precision: PrecisionCard | None = Field(None, description="Its precise steps; null where all run by one copy.")
     artifact: Path | None = Field(None, exclude=True)
 
 

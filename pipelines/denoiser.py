@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quant.guidance.plan import GuidancePlan
 from quant.guidance.share import shared_call
+from quant.precision import PreciseSteps
 
 UNCOND, COND, UNKNOWN = 0, 1, 2
 """Values of `DenoiserCall.branch`: which half of classifier-free guidance a row belongs to."""
@@ -88,6 +89,10 @@ class Denoiser(Protocol):
     def guidance(self) -> GuidancePlan | None:
         """What pipelines may leave out of classifier-free guidance with it; None where nothing was planned."""
 
+    @property
+    def precision(self) -> PreciseSteps | None:
+        """Which steps run by more exact weights; None where all run by the same."""
+
     def run(self, call: DenoiserCall) -> Tensor:
         """The denoiser's output [B, ...] for the call's rows, on the call's device, in memory of its own."""
 
@@ -138,6 +143,7 @@ class TorchDenoiser:
 
     backend = "torch"
     fallbacks = 0
+    precision = None
 
     def __init__(self, name: str, module: nn.Module, guidance: GuidancePlan | None = None) -> None:
         self.name = name

@@ -14,7 +14,9 @@ from torch import Tensor
 from pipelines.batch import take_rows
 from pipelines.denoiser import COND, UNCOND, DenoiserCall
 from pipelines.proxy import Clock
+from quant.clock import StepClock
 from quant.guidance.plan import KEPT, GuidancePlan, GuidanceStep
+from quant.precision import PreciseSteps
 
 Submit = Callable[[DenoiserCall], Tensor]
 """Runs a denoiser call: B rows to [B, ...]."""
@@ -125,6 +127,21 @@ def kinds_of_calls(call: DenoiserCall, plan: GuidancePlan | None) -> Iterator[De
         yield take_rows(call, cond)
     for pattern in sorted({step.pattern for step in plan.steps} - {0}):
         yield replace(call, pattern=pattern)
+
+
+def at_other_precision(call: DenoiserCall, steps: PreciseSteps | None) -> Iterator[DenoiserCall]:
+    """The call as it were at a step that other weights compute than those at its own, where there is one: where the
+    first row is at a precise step, one that is not.
+    """
+    if steps is None:
+        return
+    places = torch.arange(steps.total_steps)
+    precise = steps.rows(StepClock(places, torch.full_like(places, steps.total_steps), torch.zeros_like(places)))
+    now = StepClock(call.step.cpu(), call.total_steps.cpu(), call.branch.cpu())
+    step = places[precise != steps.rows(now)[0]][0]
+    yield replace(
+        call, step=torch.full_like(call.step, int(step)), total_steps=torch.full_like(call.step, steps.total_steps)
+    )
 
 
 def branch_rows(call: DenoiserCall) -> tuple[Tensor, Tensor]:

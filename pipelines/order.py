@@ -81,7 +81,8 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
     started = time.monotonic()
     progress("reading", 0, 1)
     components = load_components(order.folder)
-    notes = quant.check_recipe(order.recipe, components.skeleton)
+    steps = order.defaults.num_inference_steps
+    notes = quant.check_recipe(order.recipe, components.skeleton, inference_steps=steps)
     denoiser = load_denoiser(components)
     sha256 = denoiser_sha256(order.folder, components.denoiser_part)
     stages = quant.Stages(order.scratch or scratch_of(order.out), _key(order, sha256))
@@ -102,12 +103,13 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
         run, more = _runs(order, components, progress)
         rotation = quant.rotate_(denoiser, run, order.recipe, seed=order.seed) if quant.rotates(order.recipe) else None
         statistics = quant.calibrate_for(denoiser, run, order.recipe, more=more, seed=order.seed)
-        calibrated = time.monotonic() - started
         work = quant.Work(stages, order.seed, progress)
+        finer = quant.make_finer(denoiser, order.recipe, statistics, work)
+        calibrated = time.monotonic() - started
         made = quant.quantize_(denoiser, order.recipe, statistics, work).noting(notes)
         progress("writing", 0, 1)
         seconds = calibrated + work.seconds + (plans.resumed_seconds if plans is not stages else 0.0)
-        parts: Any = {"rotation": rotation, "guidance": plan, "build_seconds": seconds}
+        parts: Any = {"rotation": rotation, "guidance": plan, "finer": finer, "build_seconds": seconds}
         quant.save(order.out, denoiser, made, order.recipe, **about, **parts)
     if order.scratch is None:
         stages.discard()

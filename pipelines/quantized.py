@@ -46,10 +46,12 @@ class QuantizedDenoiser:
         kind: type[nn.Module],
         executable: quant.Executable,
         guidance: GuidancePlan | None = None,
+        precision: quant.PreciseSteps | None = None,
     ) -> None:
         self.name = name
         self.backend = backend
         self.guidance = guidance
+        self.precision = precision
         self.executable = executable
         self._kind = kind
 
@@ -114,8 +116,10 @@ def load_quantized(
     options = quant.Options(means.cache_dir, means.cache_bytes, means.threads, grow=grow)
     with _told(card):
         folder, manifest = _verified(card, components, _hashes(means))
-        executable = quant.open_backend(name, folder, manifest, lambda: empty_denoiser(components), options)
-    return QuantizedDenoiser(card.name, name, kind, executable, manifest.guidance)
+        executable = quant.open_backend(
+            name, folder, manifest, lambda: empty_denoiser(components), options, lambda: load_denoiser(components)
+        )
+    return QuantizedDenoiser(card.name, name, kind, executable, manifest.guidance, manifest.precision)
 
 
 def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module, quant.FeatureSource | None]:

@@ -20,9 +20,11 @@ from quant.calibrate import Statistics, calibrate
 from quant.check import check_recipe
 from quant.clock import COND, UNCOND, UNKNOWN, Moment, StepClock
 from quant.errors import ArtifactError, BackendError, CalibrationError, QuantError, RecipeError
+from quant.finer import Finer, make_finer
 from quant.hashes import Hashes, sha256_of
 from quant.manifest import MANIFEST, Manifest, read_manifest, set_fidelity, verify
 from quant.metrics import relative_error, relative_errors
+from quant.precision import PreciseSteps
 from quant.prepare import calibrate_for, reconstruction_key
 from quant.quantize import Quantization, Work, quantize_
 from quant.recipe import Recipe, builtin_recipes, load_recipe
@@ -47,12 +49,14 @@ __all__ = [
     "Call",
     "Executable",
     "FeatureSource",
+    "Finer",
     "Grow",
     "Hashes",
     "LayerReport",
     "Manifest",
     "Moment",
     "Options",
+    "PreciseSteps",
     "QuantError",
     "Quantization",
     "Recipe",
@@ -77,6 +81,7 @@ __all__ = [
     "load_fallback",
     "load_into",
     "load_recipe",
+    "make_finer",
     "open_backend",
     "quantize_",
     "read_manifest",

@@ -5,13 +5,9 @@ Knows nothing of pipelines: the caller names the float files that an artifact be
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,20 +16,25 @@ from torch import Tensor, nn
 
 from quant.clock import MomentHolder
 from quant.errors import ArtifactError
+from quant.finer import Finer
 from quant.guidance.plan import GuidancePlan
 from quant.hashes import sha256_of
 from quant.layers import as_float_layer, bind, quantized_layers, replace_layers
-from quant.manifest import FallbackLeaf, Manifest, write_manifest
+from quant.manifest import MANIFEST, FallbackLeaf, Manifest, write_manifest
 from quant.packing import pack, packed_bytes, unpack
+from quant.precision import PreciseSteps
 from quant.published import empty_of
 from quant.quantize import Quantization
 from quant.recipe import Recipe
+from quant.replacing import replacing
 from quant.report import LayerForm
 from quant.rotation.attach import install_transforms
 from quant.rotation.report import RotationReport
 from quant.temporal.layers import StepwiseLinear, install
 
 TENSORS, FALLBACK = "denoiser.safetensors", "temporal.safetensors"
+PRECISE = "precise"
+"""Folder, in the artifact's, of the copy that precise steps run by: an artifact of its own."""
 PACKED_BITS = 7
 """Integers of at most so many bits are stored without bits that say nothing."""
 
@@ -51,8 +52,11 @@ def save(
     build_seconds: float | None = None,
     rotation: RotationReport | None = None,
     guidance: GuidancePlan | None = None,
+    finer: Finer | None = None,
 ) -> Manifest:
     """Writes a quantized module as an artifact, replacing what was there. The same input gives the same bytes.
+
+    `finer` is what the recipe's precise steps run by, where it has some.
 
     Raises:
         ArtifactError: a tensor holds NaN or infinity.
@@ -60,37 +64,67 @@ def save(
     report = quantization.report
     contents = _contents(module, quantization)
     sizes = {file: sum(tensor.nbytes for tensor in tensors.values()) for file, tensors in contents.items()}
+    about: dict[str, Any] = {"model": model, "model_sha256": model_sha256, "calibration": calibration}
+    about["halftone_version"] = version
     with replacing(folder) as partial:
         for file, tensors in contents.items():
             save_file(tensors, partial / file)
             (partial / file).chmod(0o644)  # it is written readable by its owner alone
+        files = {file: sha256_of([partial / file]) for file in sorted(contents)}
+        precise, apart = _save_finer(partial, finer, guidance, about, report.bytes_before)
         manifest = Manifest(
-            model=model,
             profile=recipe.name,
             backend=recipe.backend,
             float_in=recipe.float_in,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,
-            weights_bytes=sizes[TENSORS],
-            fallback_bytes=sizes.get(FALLBACK, 0),
+            weights_bytes=sizes[TENSORS] + (precise.weights_bytes if precise else 0),
+            fallback_bytes=sizes.get(FALLBACK, 0) + apart.fallback_bytes,
             float_weights_bytes=report.bytes_before,
-            model_sha256=model_sha256,
-            files={file: sha256_of([partial / file]) for file in sorted(contents)},
+            files=files | apart.files,
             layers=report.layers,
-            forms=dict(quantization.forms),
-            transforms=dict(quantization.transforms),
-            rotation=None if rotation is None else rotation.with_transforms(quantization.transforms),
-            notes=report.notes,
-            temporal=quantization.plan,
+            **_of_layers(quantization, rotation),
             guidance=guidance,
-            fallback=tuple(FallbackLeaf(name=name, form=kept.form) for name, kept in quantization.fallback.items()),
-            calibration=calibration,
+            precision=precise,
             build_seconds=build_seconds,
-            halftone_version=version,
+            **about,
         )
         write_manifest(partial, manifest)
     return manifest
+
+
+def _of_layers(quantization: Quantization, rotation: RotationReport | None) -> dict[str, Any]:
+    """What a manifest holds to make the module again."""
+    return {
+        "forms": dict(quantization.forms),
+        "transforms": dict(quantization.transforms),
+        "rotation": None if rotation is None else rotation.with_transforms(quantization.transforms),
+        "notes": quantization.report.notes,
+        "temporal": quantization.plan,
+        "fallback": tuple(FallbackLeaf(name=name, form=kept.form) for name, kept in quantization.fallback.items()),
+    }
+
+
+class _Apart(NamedTuple):
+    """Files of a copy that is an artifact of its own, with hashes, and what of it is read only at unknown timesteps."""
+
+    files: dict[str, str]
+    fallback_bytes: int
+
+
+def _save_finer(
+    folder: Path, finer: Finer | None, guidance: GuidancePlan | None, about: dict[str, Any], float_bytes: int
+) -> tuple[PreciseSteps | None, _Apart]:
+    """Writes the copy that precise steps run by into an artifact's folder, unless it is the float model."""
+    if finer is None:
+        return None, _Apart({}, 0)
+    if finer.copy is None:
+        return finer.steps(float_bytes), _Apart({}, 0)
+    told = {name: value for name, value in about.items() if name != "halftone_version"}
+    own = save(folder / PRECISE, *finer.copy, **told, version=about["halftone_version"], guidance=guidance)
+    files = {f"{PRECISE}/{name}": sha256_of([folder / PRECISE / name]) for name in (*own.files, MANIFEST)}
+    return finer.steps(own.weights_bytes), _Apart(files, own.fallback_bytes)
 
 
 def _contents(module: nn.Module, quantization: Quantization) -> dict[str, dict[str, Tensor]]:
@@ -247,25 +281,3 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
     ]
     if broken:
         raise ArtifactError(f"nothing was saved: NaN or infinity in {', '.join(broken[:5])}")
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which takes the place of whatever lies at `folder` at the end; a fault leaves nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        _put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Makes a finished folder the artifact at `folder`; what was there goes."""
-    partial.chmod(0o755)
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

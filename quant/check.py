@@ -19,7 +19,12 @@ from quant.rotation.hadamard import block_of
 
 
 def check_recipe(
-    recipe: Recipe, module: nn.Module, *, schedule_steps: int | None = None, backend: str | None = None
+    recipe: Recipe,
+    module: nn.Module,
+    *,
+    schedule_steps: int | None = None,
+    inference_steps: int | None = None,
+    backend: str | None = None,
 ) -> tuple[str, ...]:
     """What to tell people of a recipe that fits: rules that keep layers float, where the module has none of them.
 
@@ -27,6 +32,7 @@ def check_recipe(
         recipe: to check.
         module: the float model; its parameters may be on the meta device.
         schedule_steps: how many timesteps the schedule has that it is calibrated at, where that is known.
+        inference_steps: how many steps a user asks for to get that schedule, which has at least so many.
         backend: what is to run the artifact; None: the recipe's own choice.
 
     Raises:
@@ -34,7 +40,7 @@ def check_recipe(
     """
     layers = quantizable_layers(module)
     faults = [*_of_backend(recipe, backend), *_of_guidance(recipe, module, schedule_steps)]
-    faults += [*_of_rotation(recipe, module), *_of_rules(recipe, layers)]
+    faults += [*_of_rotation(recipe, module), *_of_rules(recipe, layers), *_of_precision(recipe, inference_steps)]
     if faults:
         raise RecipeError(f"recipe {recipe.name} does not fit {type(module).__name__}: {'; '.join(faults)}")
     kept = [rule for rule in recipe.rules if rule.keep is not None and not _any(layers, rule.match)]
@@ -83,3 +89,9 @@ def _of_rules(recipe: Recipe, layers: Collection[str]) -> Iterator[str]:
     for rule in recipe.rules:
         if rule.keep is None and not _any(layers, rule.match):
             yield f"rules: no layer is named {', '.join(rule.match)}"
+
+
+def _of_precision(recipe: Recipe, steps: int | None) -> Iterator[str]:
+    asked = recipe.precision.first_steps + recipe.precision.last_steps
+    if steps is not None and asked >= steps:
+        yield f"precision.first_steps and last_steps are {asked} of {steps} steps: none is left for the recipe itself"

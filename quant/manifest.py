@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
 from quant.hashes import sha256_of
+from quant.precision import PreciseSteps
 from quant.recipe_parts import FloatIn
 from quant.report import LayerForm, LayerReport
 from quant.rotation.report import RotationReport, TransformForm
@@ -38,13 +39,13 @@ class Manifest(BaseModel):
     """What `manifest.json` holds.
 
     `model_sha256` is of the float denoiser's files, `files` maps each file of the artifact to its SHA-256.
-    `weights_bytes` counts the tensors stored for every call, `fallback_bytes` those stored apart, read only where a
-    table has no answer; `float_weights_bytes` all weights in float32. What stays float is stored in float16 where that
-    loses nothing, and weights of 2 to 7 bits without gaps; a backend holds them in float32 and int8 (`memory_bytes`).
-    `forms` has every layer with integers, by its name in the quantized module; `transforms` every layer whose input is
-    changed before, by the name that it has in the float module, and `rotation` what was folded; `temporal` says what
-    holds of time, `calibration` by what it was calibrated, `fidelity` what was measured of it, in the words of whoever
-    measured.
+    `weights_bytes` counts the tensors stored for every call, and the more exact copy that `precision` tells of;
+    `fallback_bytes` those stored apart, read only where a table has no answer; `float_weights_bytes` all weights in
+    float32. What stays float is stored in float16 where that loses nothing, and weights of 2 to 7 bits without gaps; a
+    backend holds them in float32 and int8 (`memory_bytes`). `forms` has every layer with integers, by its name in the
+    quantized module; `transforms` every layer whose input is changed before, by the name that it has in the float
+    module, and `rotation` what was folded; `temporal` says what holds of time, `calibration` by what it was calibrated,
+    `fidelity` what was measured of it, in the words of whoever measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +71,7 @@ class Manifest(BaseModel):
     temporal: TemporalPlan | None = None
     fallback: tuple[FallbackLeaf, ...] = ()
     guidance: GuidancePlan | None = None
+    precision: PreciseSteps | None = None
     calibration: dict[str, Any]
     build_seconds: float | None = Field(None, description="Of quantizing, with calibration.")
     fidelity: dict[str, Any] | None = None
@@ -77,7 +79,7 @@ class Manifest(BaseModel):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of one copy of the weights as a backend holds them."""
+        """Bytes of one copy of the weights as a backend holds them, without the more exact one."""
         return sum(layer.bytes_after for layer in self.layers)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quant.errors import RecipeError
 from quant.recipe_checks import contradictions
-from quant.recipe_parts import FloatIn, Guidance, Ranges, Rotation, Rounding, Smoothing
+from quant.recipe_parts import FloatIn, Guidance, Precision, Ranges, Rotation, Rounding, Smoothing
 
 FORMAT: Final = 1
 """Version of the recipe file's shape."""
@@ -188,6 +188,7 @@ class Recipe(BaseModel):
     smoothing: Smoothing = Smoothing()
     ranges: Ranges = Ranges()
     guidance: Guidance = Guidance()
+    precision: Precision = Field(Precision(), repr=False)  # stages are keyed by what shows, and it changes none
     sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 

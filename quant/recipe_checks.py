@@ -30,6 +30,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield 'rotation: its fields say nothing while method is "none"'
     if recipe.smoothing.method == "none" and recipe.smoothing != Smoothing():
         yield 'smoothing: its fields say nothing while method is "none"'
+    yield from _of_precision(recipe)
     if recipe.float_in != "float32" and recipe.backend != "openvino":
         yield f"float_in: the {recipe.backend} backend, which runs such recipes, computes in float32"
     if recipe.scope != "all" and (recipe.rotation.method, recipe.smoothing.method) != ("none", "none"):
@@ -72,3 +73,13 @@ def _of_exponents(recipe: Recipe, each: bool) -> Iterator[str]:
         yield f"smoothing.exponents: {len(given)} exponents for {count} ranges"
     if any(not 0 <= exponent <= 1 for exponent in given):
         yield "smoothing.exponents must lie in 0 to 1"
+
+
+def _of_precision(recipe: Recipe) -> Iterator[str]:
+    form = recipe.precision.form
+    if form != "none" and recipe.scope == "none":
+        yield 'precision: with scope "none" all steps run by the float weights'
+    if form == "w8a8" and recipe.scope == "temporal":
+        yield 'precision.form must be "float" with scope "temporal"'
+    if form == "w8a8" and all(min(one.weights.bits, one.activations.bits) >= 8 for one in recipe.schemes):
+        yield 'precision.form "w8a8" is no more exact than the recipe: it has 8 bits everywhere'

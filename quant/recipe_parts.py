@@ -1,4 +1,4 @@
-"""Parts of a recipe: rounding, rotation, smoothing, ranges of time, guidance plans. Must not know any model by name."""
+"""Parts of a recipe: rounding, rotation, ranges of time, guidance plans, precise steps. Must not know any model."""
 
 from __future__ import annotations
 
@@ -147,4 +147,25 @@ class Guidance(BaseModel):
             raise ValueError("the first step has no difference to reuse: steps must begin with B or N")
         if not 0 < self.scale_range[0] <= 1 <= self.scale_range[1]:
             raise ValueError("scale_range must contain 1")
+        return self
+
+
+class Precision(BaseModel):
+    """Steps that a more exact copy of the weights computes: the first, which lay a picture out, and the last.
+
+    `form`: `float`, the model itself; `w8a8`: 8 bits where the recipe has fewer, to nearest, all else as it says.
+    Both branches of guidance run by the same copy. Counted in steps of the schedule that is calibrated at; schedules of
+    other lengths have at least the same share of them. The copy's bytes count as the profile's own.
+    """
+
+    model_config = STRICT
+
+    form: Literal["none", "float", "w8a8"] = "none"
+    first_steps: int = Field(0, ge=0, le=SPAN)
+    last_steps: int = Field(0, ge=0, le=SPAN)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if (self.form == "none") != (self.first_steps + self.last_steps == 0):
+            raise ValueError('first_steps or last_steps are to be given with a form "float" or "w8a8", and only then')
         return self

@@ -15,7 +15,7 @@ from jobs.errors import JobFailed
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from pipelines.batch import run_together
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
-from pipelines.guided import kinds_of_calls
+from pipelines.guided import at_other_precision, kinds_of_calls
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
 from quant import Grow
@@ -91,8 +91,13 @@ class ModelLoader:
         if seams.last is None:
             raise JobFailed(f"the pipeline of {card.id} never calls its denoiser")
         call, seconds = seams.last, seams.seconds
-        for other in kinds_of_calls(call, served.denoiser.guidance):
+        for other in at_other_precision(call, served.denoiser.precision):
+            # the warm-up's one step is a first one; the limit is measured on what most steps run by
             seams.denoise(other)
+            call, seconds = other, seams.seconds
+        for kind in (call, *at_other_precision(call, served.denoiser.precision)):
+            for other in kinds_of_calls(kind, served.denoiser.guidance):
+                seams.denoise(other)
         return call, seconds
 
 

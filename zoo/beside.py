@@ -23,6 +23,7 @@ class Remembered:
     backend = "torch"
     fallbacks = 0
     guidance = None
+    precision = None
 
     def __init__(self, denoiser: TorchDenoiser) -> None:
         self.denoiser = denoiser

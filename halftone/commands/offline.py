@@ -57,7 +57,7 @@ def quantize(
         return
     render.emit_line(str(made.folder))
     render.emit_table(render.PROFILE_COLUMNS, [render.profile_row(made.card)])
-    for line in render.guidance_lines(made.card):
+    for line in (*render.guidance_lines(made.card), *render.precision_lines(made.card)):
         render.note(line)
     for reason, count in made.kept_float.items():
         render.note(f"{count} layers stay float: {reason}")

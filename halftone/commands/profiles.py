@@ -36,7 +36,7 @@ def profiles(
         render.emit_json(found)
         return
     render.emit_table(render.PROFILE_COLUMNS, map(render.profile_row, found))
-    for line in (line for card in found for line in render.guidance_lines(card)):
+    for line in (line for card in found for line in render.guidance_lines(card) + render.precision_lines(card)):
         render.note(line)
     if plot is not None:
         render.note(str(plot))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from quant.artifact import load_fallback, load_into
+from quant.artifact import PRECISE, load_fallback, load_into
 from quant.backends.call import Executable
 from quant.backends.disk import CACHE_BYTES
 from quant.backends.moment import TimedExecutable
 from quant.backends.room import Grow, without_bound
+from quant.backends.stepwise import StepwiseExecutable
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns
-from quant.manifest import Manifest
+from quant.manifest import Manifest, read_manifest
+from quant.precision import PreciseSteps
 from quant.temporal.features import FeatureSource
 from quant.temporal.program import TemporalProgram
 
@@ -50,14 +52,29 @@ class Options:
 
 
 def open_backend(
-    name: str, artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module], options: Options
+    name: str,
+    artifact: Path,
+    manifest: Manifest,
+    empty: Callable[[], nn.Module],
+    options: Options,
+    whole: Callable[[], nn.Module] | None = None,
 ) -> Executable:
-    """An executable of an artifact (already verified); `empty()` builds the float module with meta parameters.
+    """An executable of an artifact (already verified); `empty()` builds the float module with meta parameters, and
+    `whole()` with its weights, which artifacts need whose precise steps run by them.
 
     Raises:
-        BackendError: no such backend.
+        BackendError: no such backend; or precise steps run by float weights, and `whole` is not given.
         ArtifactError: the artifact does not fit the module.
     """
+    if manifest.precision is not None:
+        return _stepwise(name, artifact, manifest, manifest.precision, empty, options, whole)
+    return _of_one(name, artifact, manifest, empty, options)
+
+
+def _of_one(
+    name: str, artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module], options: Options
+) -> Executable:
+    """An executable of one copy of the weights."""
 
     def module() -> nn.Module:
         return load_into(empty(), artifact, manifest)
@@ -66,6 +83,43 @@ def open_backend(
     if manifest.temporal is None:
         return executable
     return TimedExecutable(executable, feature_source(artifact, manifest, empty), manifest.temporal.width)
+
+
+def _stepwise(
+    name: str,
+    artifact: Path,
+    manifest: Manifest,
+    steps: PreciseSteps,
+    empty: Callable[[], nn.Module],
+    options: Options,
+    whole: Callable[[], nn.Module] | None,
+) -> Executable:
+    """One of two copies. Both ask for room with what the other holds counted."""
+    opened: list[Executable] = []
+
+    def beside(other: int) -> Options:
+        def grow(held: int, more: int, take: Callable[[], None]) -> bool:
+            return options.grow(held + opened[other].weights_bytes, more, take)
+
+        return replace(options, grow=grow)
+
+    opened.append(_of_one(name, artifact, manifest, empty, beside(1)))
+    if steps.form == "w8a8":
+        folder = artifact / PRECISE
+        opened.append(_of_one(name, folder, read_manifest(folder), empty, beside(0)))
+    elif whole is None:
+        raise BackendError(f"{artifact} runs some steps by the float model, whose weights are not at hand")
+    else:
+        opened.append(_open(name, whole, _of_float(manifest), beside(0)))
+    return StepwiseExecutable(opened[0], opened[1], steps)
+
+
+def _of_float(manifest: Manifest) -> Manifest:
+    """What would be the manifest of the float model: equal for all artifacts of one."""
+    layers = tuple(layer.model_copy(update={"bytes_after": layer.bytes_before}) for layer in manifest.layers)
+    nothing: dict[str, object] = {"forms": {}, "transforms": {}, "temporal": None, "fallback": (), "recipe": {}}
+    files = {"float": manifest.model_sha256}
+    return manifest.model_copy(update={**nothing, "layers": layers, "files": files, "float_in": "float32"})
 
 
 def feature_source(artifact: Path, manifest: Manifest, empty: Callable[[], nn.Module]) -> FeatureSource:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from quant.artifact import replacing
 from quant.guidance.plan import GuidancePlan
 from quant.manifest import Manifest, write_manifest
 from quant.recipe import FLOAT_BITS, Recipe
+from quant.replacing import replacing
 
 FLOAT_BYTES = 4
 

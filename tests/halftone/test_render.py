@@ -9,7 +9,7 @@ from typing import Any
 from halftone.evaluation import Evaluation
 from halftone.evaluation_files import GUIDANCE as GUIDANCE_PLOT
 from halftone.evaluation_files import write_files
-from halftone.render import PROFILE_COLUMNS, guidance_lines, profile_row
+from halftone.render import PROFILE_COLUMNS, guidance_lines, precision_lines, profile_row
 from halftone.views import ProfileView
 from jobs.profile import Defaults, GuidanceCard
 
@@ -46,6 +46,14 @@ def test_a_profile_without_one_tells_nothing() -> None:
     card = ProfileView.model_validate(CARD)
     assert dict(zip(PROFILE_COLUMNS, profile_row(card), strict=True))["guidance left out %"] == "-"
     assert guidance_lines(card) == []
+
+
+def test_a_profile_tells_its_precise_steps() -> None:
+    steps = {"form": "float", "first_steps": 1, "last_steps": 2, "total_steps": 25, "weights_bytes": 4_000_000}
+    card = ProfileView.model_validate(CARD | {"precision": steps, "weights_bytes": 5_000_000})
+    (line,) = precision_lines(card)
+    assert "the first 1 and the last 2 of 25 steps by the float model, 4.0 of its 5.0 MB" in line
+    assert precision_lines(ProfileView.model_validate(CARD)) == []
 
 
 def test_an_evaluation_shows_the_plans_of_its_profiles(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def call(rows: int, value: float = 1.0, **changes: Any) -> DenoiserCall:
 class Doubler:
     """Doubles the sample and adds the step, per row."""
 
-    name, backend, weights_bytes, fallbacks, guidance = "double", "torch", 0, 0, None
+    name, backend, weights_bytes, fallbacks, guidance, precision = "double", "torch", 0, 0, None, None
 
     def run(self, call: DenoiserCall) -> Tensor:
         return call.sample * 2 + call.step.reshape(-1, 1, 1, 1)

@@ -15,12 +15,13 @@ from torch import Tensor
 from pipelines.batch import group_key, take_rows
 from pipelines.denoiser import COND, UNCOND, UNKNOWN, DenoiserCall, TorchDenoiser
 from pipelines.families import call_arguments
-from pipelines.guided import OFF, GuidedCalls, kinds_of_calls
+from pipelines.guided import OFF, GuidedCalls, at_other_precision, kinds_of_calls
 from pipelines.load import load_components, load_denoiser
 from pipelines.proxy import Clock
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
 from quant.guidance.plan import GuidancePlan, GuidanceStep
+from quant.precision import PreciseSteps
 from tests.pipelines.one_by_one import by_hand, save_cogview, step
 from tests.pipelines.promptless import save_promptless
 
@@ -300,3 +301,13 @@ def test_what_is_compiled_ahead() -> None:
     kinds = list(kinds_of_calls(call_of(UNCOND, COND), plan))
     assert [(call.branch.tolist(), call.pattern) for call in kinds] == [([COND], 0), ([UNCOND, COND], 1)]
     assert list(kinds_of_calls(call_of(UNCOND, COND), None)) == list(kinds_of_calls(call_of(COND), plan)) == []
+
+
+def test_a_call_at_a_step_of_other_precision() -> None:
+    steps = PreciseSteps(form="float", first_steps=1, last_steps=2, total_steps=6, weights_bytes=0)
+    first = replace(call_of(UNCOND, COND), step=torch.zeros(2, dtype=torch.int64), total_steps=torch.ones(2).long())
+    (other,) = at_other_precision(first, steps)
+    assert (other.step.tolist(), other.total_steps.tolist()) == ([1, 1], [6, 6])
+    (back,) = at_other_precision(other, steps)
+    assert back.step.tolist() == [0, 0]
+    assert list(at_other_precision(first, None)) == []

@@ -24,7 +24,7 @@ POISON = -666.0
 class Gate:
     """A denoiser that waits for a permit before each call, doubles samples, and chokes on poison."""
 
-    name, backend, weights_bytes, fallbacks, guidance = "gate", "torch", 0, 0, None
+    name, backend, weights_bytes, fallbacks, guidance, precision = "gate", "torch", 0, 0, None, None
 
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)

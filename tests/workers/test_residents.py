@@ -35,6 +35,7 @@ class Heavy:
     backend: str = "torch"
     fallbacks: int = 0
     guidance: None = None
+    precision: None = None
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)
