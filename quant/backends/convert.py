@@ -9,12 +9,13 @@ from __future__ import annotations
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from quant.backends.call import Call
 from quant.backends.moment import run_timed
@@ -24,6 +25,20 @@ from quant.report import LayerForm, counted
 
 _TRACING = threading.Lock()
 """Tracing patches torch globally: one thread at a time."""
+
+
+class _Traceable(TorchFunctionMode):
+    """Within it masks are filled with truth values in a way that torch can trace: it has no operator to note down for
+    the usual one, which HunyuanVideo uses.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.masked_fill and args[0].dtype is torch.bool and isinstance(args[-1], bool):
+            x, mask, value = args
+            return (x | mask) if value else (x & ~mask)
+        return func(*args, **(kwargs or {}))
 
 
 class _Flat(nn.Module):
@@ -66,7 +81,7 @@ def convert(module: nn.Module, call: Call) -> Any:
         BackendError: the module cannot be traced or uses what OpenVINO lacks.
     """
     example = call if call.count > 1 else call.padded(2)  # a traced batch of 1 may be taken for a constant
-    with _TRACING, warnings.catch_warnings(), torch.no_grad():
+    with _TRACING, warnings.catch_warnings(), torch.no_grad(), _Traceable():
         # tracing is deprecated in torch, and warns of every shape check that it takes for constant
         warnings.simplefilter("ignore")
         try:

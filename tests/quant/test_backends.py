@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import quant
-from quant.backends import convert
+from quant.backends import convert, runtime
 from quant.backends import openvino as engine
 from quant.backends.call import Executable, nested
+from quant.backends.openvino import _Compiled
 from quant.backends.reference import ReferenceExecutable
 from quant.clock import MomentHolder
 
@@ -261,3 +262,19 @@ def test_calls_know_what_compiled_code_depends_on(call: Make) -> None:
     with pytest.raises(ValueError, match="must have 3 rows"):
         quant.Call(call(2).rows, quant.StepClock.unknown(3))
     assert nested({"a": 1, "b.c": 2, "b.d": 3}) == {"a": 1, "b": {"c": 2, "d": 3}}
+
+
+class Masked(nn.Module):
+    """Keeps what is positive, and what is below -1, by masks that are filled with truth values."""
+
+    def forward(self, sample: torch.Tensor, time: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor]:
+        kept = torch.ones(sample.shape, dtype=torch.bool).masked_fill(sample < 0, False)
+        return (sample * kept.masked_fill(sample < -1, True) * scale,)
+
+
+def test_masks_of_truth_values_are_taken_over(call: Make) -> None:
+    model = convert.convert(Masked(), call(3))
+    compiled = _Compiled(runtime.core().compile_model(model, "CPU"), call(3), 3)
+    expected = quant.call_module(Masked(), call(3))
+    assert 0 < expected.count_nonzero() < expected.numel()
+    assert torch.equal(compiled.run(call(3)), expected)
