@@ -46,6 +46,9 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 Steps = Annotated[int, Field(ge=1, le=200)]
 Guidance = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Frames = Annotated[int, Field(ge=1, le=100_000)]
+"""How many frames; which of them a model can make, its card says."""
+Fps = Annotated[int, Field(ge=1, le=60)]
 Compression = Annotated[int, Field(ge=0, le=100)]
 Previews = Annotated[int, Field(ge=0, le=3)]
 

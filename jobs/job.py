@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.quality import Summary
 from jobs.request import AnyRequest, Notice
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -127,6 +128,7 @@ class JobResult(BaseModel):
     used: Used
     costs: Costs
     notices: tuple[Notice, ...] = ()
+    comparison: tuple[Summary, ...] = Field((), description="Of a comparison: each profile's verdict; see its report.")
 
 
 class Job(BaseModel):

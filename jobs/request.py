@@ -1,4 +1,4 @@
-"""What a user asks for and what a job runs, by kind: pictures or a video. Each kind has both types.
+"""What a user asks for and what a job runs, by kind: pictures, a video, a comparison. Each kind has both types.
 
 Knows bounds, never HTTP, Redis or torch. A job's request is one of a union that its `kind` tells apart; the fields that
 all share are in `jobs.fields` and can be had from here.
@@ -11,12 +11,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from jobs.comparing import CompareParameters, CompareRequest
 from jobs.fields import (
     DECIDED,
     MAX_PROMPT_BYTES,
     MAX_SEED,
     STRICT,
     Compression,
+    Fps,
+    Frames,
     GenerationRequest,
     Guidance,
     JobRequest,
@@ -41,6 +44,8 @@ __all__ = [
     "STRICT",
     "AnyParameters",
     "AnyRequest",
+    "CompareParameters",
+    "CompareRequest",
     "Compression",
     "Count",
     "Fps",
@@ -74,9 +79,6 @@ OutputFormat = Literal["png", "webp", "jpeg"]
 VideoFormat = Literal["mp4", "webm", "webp", "gif", "frames"]
 
 Count = Annotated[int, Field(ge=1, le=4)]
-Frames = Annotated[int, Field(ge=1, le=100_000)]
-"""How many frames; which of them a model can make, its card says."""
-Fps = Annotated[int, Field(ge=1, le=60)]
 
 
 class ImageParameters(Parameters):
@@ -142,10 +144,10 @@ AnyParameters = ImageParameters | VideoParameters
 PARAMETERS: Mapping[str, type[AnyParameters]] = {"image": ImageParameters, "video": VideoParameters}
 """What a user may ask for, by kind."""
 
-AnyRequest = Annotated[ImageRequest | VideoRequest, Field(discriminator="kind")]
-_REQUESTS: TypeAdapter[ImageRequest | VideoRequest] = TypeAdapter(AnyRequest)
+AnyRequest = Annotated[ImageRequest | VideoRequest | CompareRequest, Field(discriminator="kind")]
+_REQUESTS: TypeAdapter[ImageRequest | VideoRequest | CompareRequest] = TypeAdapter(AnyRequest)
 
 
-def read_request(text: str | bytes) -> ImageRequest | VideoRequest:
+def read_request(text: str | bytes) -> ImageRequest | VideoRequest | CompareRequest:
     """A decided request from its JSON; raises pydantic's `ValidationError`."""
     return _REQUESTS.validate_json(text)

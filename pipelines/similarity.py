@@ -25,7 +25,8 @@ STILL = 2 / 255
 
 
 def psnr(picture: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two tensors of one shape, values 0..1; infinite when they are equal.
+    """Peak signal-to-noise ratio in dB of two tensors of one shape, values 0..1; infinite when they are equal. A video
+    is one tensor: what counts is the mean square over all its frames.
 
     Raises:
         ValueError: the shapes differ.
@@ -49,12 +50,15 @@ def mean_decibels(values: Iterable[float | None]) -> tuple[float | None, int]:
 
 def ssim(picture: Tensor, truth: Tensor) -> float:
     """Structural similarity of two pictures [C, H, W], values 0..1, by Wang et al. (2004): a Gaussian window of 11
-    pixels and sigma 1.5, only where it fits whole, mean over places and channels.
+    pixels and sigma 1.5, only where it fits whole, mean over places and channels. Of videos [F, C, H, W]: mean of
+    their frames.
 
     Raises:
         ValueError: the shapes differ, or a side is shorter than 11.
     """
     _require_comparable(picture, truth)
+    if picture.ndim == 4:
+        return statistics.fmean(ssim(own, other) for own, other in zip(picture, truth, strict=True))
     return float(_maps(picture.double()[:, None], truth.double()[:, None])[0].mean())
 
 
@@ -73,12 +77,15 @@ def ms_ssim(picture: Tensor, truth: Tensor) -> MultiScale:
     be left, the window may overhang, over mirrored pixels.
 
     Five scales need 176 pixels a side. Smaller pictures have as many scales as fit, with the weights of those made to
-    sum to 1 again: comparable among pictures of one size only.
+    sum to 1 again: comparable among pictures of one size only. Of videos [F, C, H, W]: mean of frames.
 
     Raises:
         ValueError: the shapes differ, or a side is shorter than 11.
     """
     _require_comparable(picture, truth)
+    if picture.ndim == 4:
+        frames = [ms_ssim(own, other) for own, other in zip(picture, truth, strict=True)]
+        return MultiScale(statistics.fmean(frame.value for frame in frames), frames[0].scales)
     scales = 1
     while scales < len(SCALE_WEIGHTS) and min(picture.shape[1:]) >= SMALLEST_SIDE << scales:
         scales += 1
@@ -170,7 +177,7 @@ def _gaussian(size: int, sigma: float) -> Tensor:
 
 def _require_comparable(picture: Tensor, truth: Tensor) -> None:
     _require_same_shape(picture, truth)
-    if picture.ndim != 3 or min(picture.shape[1:]) < SMALLEST_SIDE:
+    if picture.ndim not in (3, 4) or min(picture.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(f"SSIM compares pictures [C, H, W] of at least 11 by 11, not {list(picture.shape)}")
 
 

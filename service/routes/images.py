@@ -15,7 +15,7 @@ from jobs.errors import HalftoneError, InvalidRequest, JobFailed, TimedOut
 from jobs.events import Event
 from jobs.job import Job, JobResult, JobState, ResultFile
 from jobs.records import Submission
-from jobs.request import GenerationRequest
+from jobs.request import GenerationRequest, ImageRequest
 from service import answers, documents, errors, intake, streaming, waiting
 from service.context import Gateway, gateway_of, owner_of
 from service.openai_images import ImagesBody
@@ -97,14 +97,21 @@ def _answer(job: Job, result: JobResult, pictures: list[answers.Picture]) -> ans
     return answers.ImagesAnswer(
         created=int(job.created_at),
         data=pictures,
-        output_format=job.request.output_format,
-        size=_size(job.request),
+        output_format=_asked(job).output_format,
+        size=_size(_asked(job)),
         halftone=_extras(job, result),
     )
 
 
 def _extras(job: Job, result: JobResult) -> answers.Extras:
     return answers.Extras(job_id=job.id, used=result.used, costs=result.costs, notices=list(result.notices))
+
+
+def _asked(job: Job) -> ImageRequest:
+    """What a job of this route was asked."""
+    if not isinstance(job.request, ImageRequest):
+        raise TypeError(f"job {job.id} is of kind {job.request.kind!r}, not one of pictures")
+    return job.request
 
 
 def _size(request: GenerationRequest) -> str:
@@ -157,7 +164,7 @@ def _common(request: GenerationRequest, kind: str, b64: str, output_format: str)
 def _partial(job: Job, event: Event) -> bytes:
     kind = "image_generation.partial_image"
     output_format = str(event.data["mime"]).removeprefix("image/")
-    common = _common(job.request, kind, event.data["b64"], output_format)
+    common = _common(_asked(job), kind, event.data["b64"], output_format)
     return streaming.frame(kind, common | {"partial_image_index": event.data["index"]}, event.id)
 
 
@@ -167,7 +174,7 @@ async def _completed(gateway: Gateway, base: str, job: Job, result: JobResult, e
     own = {"usage": _NO_TOKENS, "halftone": _extras(job, result).model_dump(mode="json")}
     frames = []
     for file in result.files:
-        common = _common(job.request, kind, await _inline(gateway, file), job.request.output_format)
+        common = _common(_asked(job), kind, await _inline(gateway, file), _asked(job).output_format)
         link = {"url": answers.file_url(base, file.id), "seed": file.seed}
         frames.append(streaming.frame(kind, common | own | link, event_id))
     return frames

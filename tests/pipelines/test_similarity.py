@@ -121,6 +121,15 @@ def test_differences_are_amplified_by_what_clips_nothing() -> None:
     assert difference(x + 1e-6, x)[1] == 256
 
 
+def test_videos_compare_frame_by_frame() -> None:
+    x, y = PAIRS["random-64x64"]
+    video, truth = torch.stack([x, y, x]), torch.stack([y, y, y])
+    assert ssim(video, truth) == pytest.approx((2 * ssim(x, y) + 1) / 3)
+    assert ms_ssim(video, truth).value == pytest.approx((2 * ms_ssim(x, y).value + 1) / 3)
+    assert ms_ssim(video, truth).scales == 3
+    assert psnr(video, truth) == pytest.approx(psnr(x, y) - 10 * math.log10(2 / 3))
+
+
 def test_videos_are_held_against_floats_own_changes() -> None:
     truth = torch.zeros(3, 3, 4, 4)
     truth[1, :, 0, 0], truth[2, :, 0, 0] = 0.5, 1.0  # one pixel moves, fifteen stand still
