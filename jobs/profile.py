@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -165,6 +165,15 @@ class Limits(BaseModel):
     )
 
 
+class Motion(NamedTuple):
+    """What a model of video makes where a request says nothing, and what it can: 1 + a multiple of `grain` frames."""
+
+    num_frames: int
+    fps: int
+    most: int
+    grain: int
+
+
 class ModelCard(BaseModel):
     """One model: its id, kind, defaults, limits, and profiles."""
 
@@ -194,6 +203,15 @@ class ModelCard(BaseModel):
             verb = "needs" if self.kind == "video" else "has no"
             raise ValueError(f"a model of kind {self.kind!r} {verb} {', '.join(wrong)}")
         return self
+
+    @property
+    def motion(self) -> Motion | None:
+        """Its frames, where it makes video; `most` is a count that it can make."""
+        frames, fps = self.defaults.num_frames, self.defaults.fps
+        most, grain = self.limits.max_frames, self.limits.frames_multiple_of
+        if frames is None or fps is None or most is None or grain is None:
+            return None
+        return Motion(frames, fps, most - (most - 1) % grain, grain)
 
     def profile(self, name: str) -> ProfileCard | None:
         """The profile of that name, if the model has it."""

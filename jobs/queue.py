@@ -92,14 +92,21 @@ class JobQueue(Claims):
     async def get(self, job_id: str, owner: str | None = None) -> Job:
         """A job's record. Raises `NotFound`, also for a job of another owner when `owner` is given."""
         fields = await self._link.call("HGETALL", self._keys.job(job_id)) if JOB_ID.fullmatch(job_id) else None
-        if not fields or (owner is not None and fields["owner"] != owner):
+        if not fields or "deleted" in fields or (owner is not None and fields["owner"] != owner):
             raise _unknown(job_id)
         return job_from_hash(job_id, fields)
 
     async def list(
-        self, owner: str, *, limit: int = 20, after: str | None = None, state: JobState | None = None
+        self,
+        owner: str,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        state: JobState | None = None,
+        kind: str | None = None,
+        oldest_first: bool = False,
     ) -> JobPage:
-        """An owner's jobs, newest first: at most `limit` (1 to 100) older than job `after`, of one state if given.
+        """An owner's jobs, newest first: at most `limit` (1 to 100) beyond job `after`, of one state and kind if given.
 
         Raises `NotFound` when `after` is no job of this owner, `InvalidRequest` for a limit out of bounds.
         """
@@ -107,22 +114,31 @@ class JobQueue(Claims):
             raise InvalidRequest(f"limit must be from 1 to {MAX_PAGE}; got {limit}", param="limit")
         rank = 0
         if after is not None:
-            found = await self._link.call("ZREVRANK", self._keys.owned(owner), after)
+            found = await self._link.call("ZRANK" if oldest_first else "ZREVRANK", self._keys.owned(owner), after)
             if found is None:
                 raise _unknown(after)
             rank = int(found) + 1
         jobs: Jobs = []
         while len(jobs) <= limit:
-            ids = await self._link.call("ZREVRANGE", self._keys.owned(owner), rank, rank + _BATCH - 1)
+            command = "ZRANGE" if oldest_first else "ZREVRANGE"
+            ids = await self._link.call(command, self._keys.owned(owner), rank, rank + _BATCH - 1)
             if not ids:
                 break
             rank += len(ids)
-            jobs += [job for job in await self._records(ids) if state is None or job.state is state]
+            jobs += [
+                job
+                for job in await self._records(ids)
+                if (state is None or job.state is state) and (kind is None or job.request.kind == kind)
+            ]
         return JobPage(jobs[:limit], has_more=len(jobs) > limit)
 
     async def _records(self, ids: Sequence[str]) -> Jobs:
         hashes = await self._link.pipeline(*(("HGETALL", self._keys.job(job_id)) for job_id in ids))
-        return [job_from_hash(job_id, fields) for job_id, fields in zip(ids, hashes, strict=True) if fields]
+        return [
+            job_from_hash(job_id, fields)
+            for job_id, fields in zip(ids, hashes, strict=True)
+            if fields and "deleted" not in fields
+        ]
 
     async def cancel(self, job_id: str, owner: str | None = None) -> Job:
         """Stop a job: a queued one is canceled when this returns, a running one is asked to stop and says so itself.
@@ -138,6 +154,19 @@ class JobQueue(Claims):
         if verdict == "finished":
             raise JobFinished(f"job {job_id} has {job.state.value} already and cannot be canceled")
         return job
+
+    async def delete(self, job_id: str, owner: str | None = None) -> Job:
+        """Forget a job; as it stood before. A queued one is canceled first. A running one is asked to stop, is not to
+        be seen any more, and goes when its worker has stopped. Files of a finished one are the caller's to delete.
+
+        Raises `NotFound`.
+        """
+        if not JOB_ID.fullmatch(job_id):
+            raise _unknown(job_id)
+        verdict, *rest = await self._link.run("delete", job_id, "any" if owner is None else "owner", owner or "")
+        if verdict == "missing":
+            raise _unknown(job_id)
+        return job_from_pairs(job_id, rest[0])
 
     async def position(self, job: Job) -> int:
         """How many queued jobs are more urgent than this one; 0 when it is next, or not queued any more."""

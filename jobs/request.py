@@ -64,6 +64,7 @@ __all__ = [
     "Priority",
     "ProfileName",
     "Prompt",
+    "Seconds",
     "Seed",
     "Side",
     "Steps",
@@ -79,6 +80,7 @@ OutputFormat = Literal["png", "webp", "jpeg"]
 VideoFormat = Literal["mp4", "webm", "webp", "gif", "frames"]
 
 Count = Annotated[int, Field(ge=1, le=4)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class ImageParameters(Parameters):
@@ -100,6 +102,9 @@ class VideoParameters(Parameters):
     seed: Seed | None = Field(None, description="Drawn at random when left out.")
     num_frames: Frames | None = Field(None, description="1 + a multiple of the model's `frames_multiple_of`.")
     fps: Fps | None = Field(None, description="Frames shown in a second; says nothing to the model.")
+    seconds: Seconds | None = Field(
+        None, description="Instead of num_frames: the count nearest to seconds x fps that the model can make."
+    )
     output_format: VideoFormat = Field(
         "mp4", description="mp4 (H.264), webm (VP9), webp or gif (animated), or frames: a zip of PNG files."
     )

@@ -75,6 +75,9 @@ class JobAnswer(BaseModel):
     expires_at: float | None = Field(description="When the result files go.")
     progress: Progress
     queue_position: int | None = Field(None, description="Jobs ahead, while queued.")
+    eta_seconds: float | None = Field(
+        None, description="Expected seconds until it is done, jobs ahead included; null where nothing is known."
+    )
     cancel_requested: bool = False
     request: AnyRequest
     result: ResultAnswer | None
@@ -194,7 +197,7 @@ def file_url(base: str, file_id: str) -> str:
     return f"{base}/v1/files/{file_id}"
 
 
-def job_answer(job: Job, base: str, position: int | None = None) -> JobAnswer:
+def job_answer(job: Job, base: str, position: int | None = None, eta: float | None = None) -> JobAnswer:
     """A job as users see it; `base` is the gateway's own address as the client reached it."""
     percentage = 100.0 if job.state is JobState.SUCCEEDED else 100.0 * job.step / max(1, job.total_steps)
     own = f"{base}/v1/jobs/{job.id}"
@@ -210,6 +213,7 @@ def job_answer(job: Job, base: str, position: int | None = None) -> JobAnswer:
         expires_at=job.expires_at,
         progress=Progress(step=job.step, total=job.total_steps, percentage=round(min(percentage, 100.0), 1)),
         queue_position=position,
+        eta_seconds=eta,
         cancel_requested=job.cancel_requested,
         request=job.request,
         result=_result_answer(job, base),

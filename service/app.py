@@ -19,7 +19,7 @@ from service.auth import Keys
 from service.context import Gateway
 from service.edge import Edge
 from service.metrics import Metrics
-from service.routes import files, images, jobs, system
+from service.routes import files, images, jobs, system, videos
 from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
@@ -28,8 +28,9 @@ REDIS_RETRIES = 6
 """Few, about 0.7 s in all: enough for the embedded Redis to come back; after that a quick 503 serves better."""
 
 _DESCRIPTION = """
-Self-hosted image generation in which every request chooses how hard the model is compressed (`profile`).
-`POST /v1/images/generations` has OpenAI's shape and works with the official client; `/v1/jobs` is the native way.
+Self-hosted image and video generation in which every request chooses how hard the model is compressed (`profile`).
+`POST /v1/images/generations` and `/v1/videos` have OpenAI's shape and work with the official client; `/v1/jobs` is the
+native way.
 Errors are always `{"error": {"message", "type", "param", "code"}}`; 429 and 503 carry `Retry-After`.
 """
 
@@ -67,7 +68,7 @@ def create_api(gateway: Gateway | None = None) -> FastAPI:
         title="Halftone", version=_version(), description=_DESCRIPTION, redoc_url=None, redirect_slashes=False
     )
     api.state.gateway = gateway
-    for group in (images, jobs, system, files):
+    for group in (images, videos, jobs, system, files):
         api.include_router(group.router)
     errors.install(api)
     documents.describe(api)

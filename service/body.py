@@ -27,28 +27,32 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     Raises UnsupportedBody (415), BodyTooLarge (413), BodyTooSlow (408), MalformedBody (400: not JSON) or
     InvalidRequest (422: JSON that breaks a bound, or is no object).
     """
-    _check_headers(request, max_bytes)
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            raw = await _read(request, max_bytes)
-    except TimeoutError:
-        raise BodyTooSlow(f"the body must arrive within {READ_SECONDS:.0f} seconds") from None
-    return parse_object(raw)
+    _check_type(request)
+    return parse_object(await read_bytes(request, max_bytes))
 
 
-def _check_headers(request: Request, max_bytes: int) -> None:
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The request's body, whole; raises UnsupportedBody (415: compressed), BodyTooLarge (413), BodyTooSlow (408)."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedBody(f"Content-Encoding {encoding[:40]!r} is not supported; send the body uncompressed")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read(request, max_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(f"the body must arrive within {READ_SECONDS:.0f} seconds") from None
+
+
+def _check_type(request: Request) -> None:
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
     charset = header.get_content_charset("utf-8")
     if header.get_content_type() != "application/json" or charset not in ("utf-8", "utf8", "us-ascii"):
         # also keeps other sites' web pages out: a browser sends this type across origins only after asking
         raise UnsupportedBody("send the body as JSON in UTF-8, with the header Content-Type: application/json")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > max_bytes:
-        raise _too_large(max_bytes)
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

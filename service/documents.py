@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from jobs.request import ImageParameters
-from service import answers
+from jobs.request import ImageParameters, VideoParameters
+from service import answers, openai_videos
 from service.errors import kind_of
 from service.openai_images import DOCUMENTED, ImagesBody
+from service.sending import MIME
 
 _REF = "#/components/schemas/{model}"
 
@@ -20,7 +21,7 @@ _ERRORS: dict[int, tuple[str, str, str]] = {
     404: ("Not there, or another key's. An unknown model in a request answers so too.", "not_found", "no job '0f…'"),
     408: ("The body did not arrive in time.", "body_timeout", "the body must arrive within 30 seconds"),
     409: (
-        "It cannot be done any more: the job is final, or the id or Idempotency-Key came with another body before.",
+        "It cannot be done: the job is final, or not yet; or the id or Idempotency-Key came with another body before.",
         "job_finished",
         "job 0f… has succeeded already and cannot be canceled",
     ),
@@ -67,8 +68,13 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def _body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=schema)}, "examples": examples}}
+def _body(examples: dict[str, Any], *schemas: str, form: bool = False) -> dict[str, Any]:
+    """A request body of any of the schemas; `form` where it may also come as a multipart form."""
+    refs = [{"$ref": _REF.format(model=name)} for name in schemas]
+    schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    content: dict[str, Any] = {"application/json": {"schema": schema, "examples": examples}}
+    if form:
+        content["multipart/form-data"] = {"schema": schema}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -106,6 +112,10 @@ JOB_EXAMPLES = {
             "priority": "low",
         },
     },
+    "video": {
+        "summary": "A video",
+        "value": {"kind": "video", "prompt": "a red circle moves left", "num_frames": 17, "fps": 8, "seed": 7},
+    },
 }
 
 IMAGES: dict[str, Any] = {
@@ -116,20 +126,33 @@ IMAGES: dict[str, Any] = {
         200: {"content": _STREAM},
         202: {"model": answers.JobAnswer, "description": "With Prefer: respond-async: the job, accepted."},
     },
-    "openapi_extra": _body("ImagesBody", DOCUMENTED) | {"parameters": [_KEY, _PREFER]},
+    "openapi_extra": _body(DOCUMENTED, "ImagesBody") | {"parameters": [_KEY, _PREFER]},
 }
 SUBMIT_JOB: dict[str, Any] = {
     "response_model": answers.JobAnswer,
     "status_code": 202,
     "responses": faults(*SUBMITTING),
-    "openapi_extra": _body("ImageParameters", JOB_EXAMPLES) | {"parameters": [_KEY]},
+    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters") | {"parameters": [_KEY]},
 }
 PUT_JOB: dict[str, Any] = {
     "response_model": answers.JobAnswer,
     "status_code": 202,
     "responses": faults(*SUBMITTING) | {200: {"model": answers.JobAnswer, "description": "Accepted before."}},
-    "openapi_extra": _body("ImageParameters", JOB_EXAMPLES),
+    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters"),
 }
+VIDEOS: dict[str, Any] = {
+    "response_model": openai_videos.VideoAnswer,
+    "response_description": "The video, queued.",
+    "responses": faults(*SUBMITTING),
+    "openapi_extra": _body(openai_videos.DOCUMENTED, "VideosBody", form=True) | {"parameters": [_KEY]},
+}
+_BYTES: dict[str, Any] = {"content": {kind: {} for kind in sorted(set(MIME.values()))}}
+FILE = faults(404, 410, 416) | {
+    200: {**_BYTES, "description": "The file."},
+    206: {**_BYTES, "description": "The range that was asked for."},
+    304: {"description": "The client has it already (If-None-Match)."},
+}
+CONTENT: dict[str, Any] = {"responses": FILE | {status: faults(status)[status] for status in (409, 422)}}
 EVENTS: dict[str, Any] = {
     "responses": faults(*READING)
     | {
@@ -149,7 +172,13 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             _, bodies = models_json_schema(
-                [(ImagesBody, "validation"), (ImageParameters, "validation")], ref_template=_REF
+                [
+                    (ImagesBody, "validation"),
+                    (openai_videos.VideosBody, "validation"),
+                    (ImageParameters, "validation"),
+                    (VideoParameters, "validation"),
+                ],
+                ref_template=_REF,
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for name, schema in bodies["$defs"].items():

@@ -85,6 +85,12 @@ class RangeNotSatisfiable(faults.InvalidRequest):
         self.size = size
 
 
+class NoContent(faults.HalftoneError):
+    """A video's file was asked for that is not there, or not yet."""
+
+    code = "no_content"
+
+
 class ClientGone(faults.HalftoneError):
     """The client closed the connection before its answer; nobody reads this, it is for the records."""
 
@@ -116,6 +122,7 @@ STATUS: dict[type[faults.HalftoneError], int] = {
     faults.JobFinished: 409,
     faults.IdempotencyConflict: 409,
     faults.JobCanceled: 409,
+    NoContent: 409,
     faults.Unauthorized: 401,
     faults.QueueFull: 429,
     faults.NoWorker: 503,

@@ -1,21 +1,24 @@
-"""From a request's body to a job in the queue: read, check, admit, enqueue, count. Shared by both ways to submit."""
+"""From a request's body to a job in the queue: read, check, admit, enqueue, count. Shared by all ways to submit."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from jobs.errors import DiskFull, HalftoneError, NotFound, NoWorker
+from jobs.errors import DiskFull, HalftoneError, InvalidRequest, NotFound, NoWorker
+from jobs.job import Job, JobState
 from jobs.records import Submission
-from jobs.request import ImageParameters, ImageRequest
+from jobs.request import PARAMETERS, AnyParameters, AnyRequest
 from service.body import read_object
 from service.context import Gateway
 from service.errors import InvalidHeader, from_validation
+from service.forms import is_form, read_form
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Body = TypeVar("Body", bound=BaseModel)
@@ -31,20 +34,59 @@ def counted_refusals(gateway: Gateway) -> Iterator[None]:
         raise
 
 
-async def read_body(request: Request, gateway: Gateway, model: type[Body]) -> tuple[Body, dict[str, Any]]:
-    """The request's body, checked, and as it was sent; raises InvalidRequest and its kin."""
+async def read_body(
+    request: Request, gateway: Gateway, model: type[Body], *, forms: bool = False
+) -> tuple[Body, dict[str, Any]]:
+    """The request's body, checked, and as it was sent; raises InvalidRequest and its kin.
+
+    `forms` takes multipart forms too: what they say is text, so numbers are read from it.
+    """
+    if forms and is_form(request):
+        fields = await read_form(request, gateway.settings.max_body_bytes)
+        return _checked(model, fields, strict=False), dict(fields)
     sent = await read_object(request, gateway.settings.max_body_bytes)
+    return _checked(model, sent), sent
+
+
+async def read_parameters(request: Request, gateway: Gateway) -> tuple[AnyParameters, dict[str, Any]]:
+    """The same for a body whose `kind` says which fields it has; pictures are meant where it says none."""
+    sent = await read_object(request, gateway.settings.max_body_bytes)
+    kind = sent.get("kind", "image")
+    model = PARAMETERS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise InvalidRequest(f"kind: must be one of {', '.join(map(repr, PARAMETERS))}", param="kind")
+    return _checked(model, sent), sent
+
+
+def _checked(model: type[Body], sent: dict[str, Any], *, strict: bool | None = None) -> Body:
     try:
-        return model.model_validate(sent), sent
+        return model.model_validate(sent, strict=strict)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False), known=list(model.model_fields)) from None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What can be said of a job that is not over: jobs ahead while it waits, and seconds until it is done."""
+
+    position: int | None = None
+    eta_seconds: float | None = None
+
+
+async def outlook(gateway: Gateway, job: Job) -> Outlook:
+    """How a job stands in the queue; learns from it when it is over."""
+    if job.state is JobState.SUCCEEDED and job.result is not None:
+        gateway.admission.costs.observe(job.request, job.result.costs)
+    if job.state is not JobState.QUEUED:
+        return Outlook()
+    return Outlook(await gateway.queue.position(job))
 
 
 async def submit(
     request: Request,
     gateway: Gateway,
     owner: str,
-    parameters: ImageParameters,
+    parameters: AnyParameters,
     sent: dict[str, Any],
     job_id: str | None = None,
 ) -> Submission:
@@ -59,7 +101,7 @@ async def submit(
     return submission
 
 
-async def _admit(gateway: Gateway, owner: str, parameters: ImageParameters, job_id: str | None) -> ImageRequest:
+async def _admit(gateway: Gateway, owner: str, parameters: AnyParameters, job_id: str | None) -> AnyRequest:
     try:
         return await gateway.admission.admit(parameters)
     except (NoWorker, DiskFull) as fault:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
@@ -33,6 +35,17 @@ def _check_size(size: str) -> str:
     if match is not None and not all(8 <= int(side) <= 4096 for side in match.groups()):
         raise ValueError("sides must be 8 to 4096 pixels")
     return size
+
+
+@contextmanager
+def told_as_size(said: bool) -> Iterator[None]:
+    """Tells faults of width and height as faults of `size`, where that is what was said."""
+    try:
+        yield
+    except InvalidRequest as fault:
+        if said and fault.param in ("width", "height"):
+            fault.message, fault.param = f"size: {fault.message}", "size"
+        raise
 
 
 def _only(*allowed: str, instead: str) -> BeforeValidator:

@@ -3,7 +3,7 @@
 -- Answers: {'missing'} {'finished', record} {'ok', record}
 
 local job = load(ARGV[1])
-if not job or (ARGV[2] == 'owner' and job.owner ~= ARGV[3]) then return {'missing'} end
+if not job or job.deleted or (ARGV[2] == 'owner' and job.owner ~= ARGV[3]) then return {'missing'} end
 local verdict = 'ok'
 if job.state == 'queued' then
   finish(job, 'canceled', nil, '{}')

@@ -25,11 +25,11 @@ end
 -- The facts that decisions need; nil when there is no such job.
 local function load(id)
   local f = redis.call('HMGET', KEY.job .. id, 'state', 'token', 'last_token', 'entry', 'priority', 'owner',
-    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews')
+    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews', 'deleted')
   if not f[1] then return nil end
   return {id = id, state = f[1], token = f[2], last_token = f[3], entry = f[4], priority = f[5], owner = f[6],
     created_at = f[7], deliveries = tonumber(f[8] or 0), suspect_attempts = tonumber(f[9] or 0),
-    cancel_requested = f[10], worker = f[11] or '', previews = f[12]}
+    cancel_requested = f[10], worker = f[11] or '', previews = f[12], deleted = f[13]}
 end
 
 local function holds(job, token)
@@ -59,6 +59,13 @@ local function keep_pace(at)
   redis.call('HSET', KEY.pace, 'last', stamp(at), 'gap', stamp(gap))
 end
 
+-- Drop a final job's record; who follows it has a minute to read its end.
+local function forget(job)
+  redis.call('DEL', KEY.job .. job.id)
+  redis.call('ZREM', KEY.owned .. job.owner, job.id)
+  redis.call('EXPIRE', KEY.events .. job.id, 60)
+end
+
 -- Bring a job to a final state. A queued job's entry stays in its stream until a take drops it: deleting what was never
 -- delivered would blind the group's lag counter, which autoscalers read.
 local function finish(job, state, field, payload)
@@ -75,6 +82,7 @@ local function finish(job, state, field, payload)
   publish(job.id, state, payload)
   redis.call('EXPIRE', key, RECORD_TTL)
   redis.call('EXPIRE', KEY.events .. job.id, job.previews and PREVIEW_LOG_TTL or RECORD_TTL)
+  if job.deleted then forget(job) end
 end
 
 -- Give up on a job: it fails, and a letter says why and with what request.

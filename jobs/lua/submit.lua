@@ -11,7 +11,9 @@ end
 
 if idem ~= '' then
   local known, mark = string.match(redis.call('GET', idem) or '', '^(%S+) (%S+)$')
-  if known and redis.call('EXISTS', KEY.job .. known) == 1 then return first(known, mark, 'key') end
+  if known and redis.call('EXISTS', KEY.job .. known) == 1 and not load(known).deleted then
+    return first(known, mark, 'key')
+  end
 end
 local mark = redis.call('HGET', KEY.job .. id, 'fingerprint')
 if mark then return first(id, mark, 'id') end

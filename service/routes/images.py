@@ -13,12 +13,12 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from jobs.errors import HalftoneError, InvalidRequest, JobFailed, TimedOut
 from jobs.events import Event
-from jobs.job import Job, JobResult, JobState, ResultFile
+from jobs.job import Job, JobResult, ResultFile
 from jobs.records import Submission
 from jobs.request import GenerationRequest, ImageRequest
 from service import answers, documents, errors, intake, streaming, waiting
 from service.context import Gateway, gateway_of, owner_of
-from service.openai_images import ImagesBody
+from service.openai_images import ImagesBody, told_as_size
 
 router = APIRouter(tags=["OpenAI-compatible"])
 
@@ -49,9 +49,9 @@ async def generate(request: Request, owner: Annotated[str, Depends(owner_of)]) -
     base = gateway.base_url(request)
     location = {"Location": f"{base}/v1/jobs/{job.id}"}
     if later:
-        position = await gateway.queue.position(job) if job.state is JobState.QUEUED else None
+        outlook = await intake.outlook(gateway, job)
         headers = location | {"Preference-Applied": "respond-async"}
-        return answers.model_answer(answers.job_answer(job, base, position), 202, headers)
+        return answers.model_answer(answers.job_answer(job, base, outlook.position, outlook.eta_seconds), 202, headers)
     stays = "idempotency-key" in request.headers
     if body.streams:
         return streaming.EventStream(gateway, owner, _frames(gateway, base, job, stays))
@@ -64,13 +64,8 @@ async def generate(request: Request, owner: Annotated[str, Depends(owner_of)]) -
 
 
 async def _submit(request: Request, gateway: Gateway, owner: str, body: ImagesBody, sent: dict[str, Any]) -> Submission:
-    """Submit, with faults of width and height told in the words of this route."""
-    try:
+    with told_as_size(True):
         return await intake.submit(request, gateway, owner, body.parameters(), sent)
-    except InvalidRequest as fault:
-        if fault.param in ("width", "height"):
-            fault.message, fault.param = f"size: {fault.message}", "size"
-        raise
 
 
 def _prefers_async(request: Request) -> bool:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.events import parse_event_id
 from jobs.job import Job, JobState
-from jobs.request import ImageParameters
 from service import answers, documents, intake, streaming
 from service.context import Gateway, gateway_of, owner_of
 
@@ -47,17 +46,15 @@ async def put(request: Request, job_id: str, owner: Owner) -> Response:
 async def _submit(request: Request, owner: str, job_id: str | None) -> Response:
     gateway = gateway_of(request)
     with intake.counted_refusals(gateway):
-        parameters, sent = await intake.read_body(request, gateway, ImageParameters)
+        parameters, sent = await intake.read_parameters(request, gateway)
         submission = await intake.submit(request, gateway, owner, parameters, sent, job_id)
     status = 202 if submission.created or job_id is None else 200
     return await _answer(gateway, request, submission.job, status)
 
 
 async def _answer(gateway: Gateway, request: Request, job: Job, status: int = 200) -> Response:
-    position = await gateway.queue.position(job) if job.state is JobState.QUEUED else None
-    if job.state is JobState.SUCCEEDED and job.result is not None:
-        gateway.admission.costs.observe(job.request, job.result.costs)
-    answer = answers.job_answer(job, gateway.base_url(request), position)
+    outlook = await intake.outlook(gateway, job)
+    answer = answers.job_answer(job, gateway.base_url(request), outlook.position, outlook.eta_seconds)
     return answers.model_answer(answer, status, {"Location": answer.urls.get})
 
 

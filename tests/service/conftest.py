@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import io
 import json
 import secrets
 import threading
@@ -18,124 +15,18 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from PIL import Image
 
 from jobs.connection import connect, resolve
-from jobs.files import ResultStore
-from jobs.job import Costs, Failure, JobResult, ResultFile, Used
 from jobs.manifest import Manifest
 from jobs.profile import Fidelity
-from jobs.queue import Claim, JobQueue
-from jobs.records import WorkerInfo
+from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
-from jobs.request import ImageRequest
 from service.server import GatewayServer, make_server
 from service.settings import Settings
+from tests.service.fake_worker import MODEL, VIDEO_MODEL, FakeWorker
 
 T = TypeVar("T")
-MODEL = "tiny"
 WORDS = ("a", "red", "blue", "circle", "square", "of", "left")
-
-
-def encode(request: ImageRequest, seed: int) -> bytes:
-    """The picture that the stand-in worker makes: one colour, drawn from the seed."""
-    colour = (seed % 251, seed % 241, seed % 239)
-    file = io.BytesIO()
-    Image.new("RGB", (request.width, request.height), colour).save(file, request.output_format)
-    return file.getvalue()
-
-
-class FakeWorker:
-    """The queue's other side, without a device. Prompts choose what happens: `fail …`, `hold …` (until canceled)."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
-        self._stop = threading.Event()
-        self.taking = True
-        self.started = threading.Event()
-        self.made = 0
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self.started.wait(10)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    async def _main(self) -> None:
-        redis = connect(resolve(self._settings))
-        self._queue = JobQueue(redis, self._settings)
-        self._store = ResultStore(self._settings.results_dir, self._settings.result_ttl_seconds)
-        profiles = {MODEL: ("float", "w8a8")}
-        info = WorkerInfo(name="fake", state="ready", models=(MODEL,), profiles=profiles, room=8)
-        tasks: set[asyncio.Task[None]] = set()
-        beat = 0.0
-        while not self._stop.is_set():
-            if time.monotonic() - beat > 1:
-                beat = time.monotonic()
-                await self._queue.heartbeat("fake", info)
-                self.started.set()
-            for claim in await self._queue.take("fake", 16 if self.taking else 0):
-                task = asyncio.create_task(self._run(claim))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await self._queue.wait(0.2)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await redis.aclose()
-
-    async def _run(self, claim: Claim) -> None:
-        request = claim.job.request
-        assert isinstance(request, ImageRequest)
-        word = request.prompt.split()[0]
-        if word == "fail":
-            await self._queue.fail(claim, Failure(code="out_of_memory", message="ask for a smaller picture"))
-            return
-        while word == "hold":
-            if (await self._queue.renew([claim])).canceled:
-                await self._queue.confirm_cancel(claim)
-                return
-            await asyncio.sleep(0.02)
-        steps = request.num_inference_steps
-        for index in range(request.previews):
-            await self._queue.progress(claim, index + 1, steps)
-            await self._queue.preview(claim, index, "image/png", base64.b64encode(encode(request, index)).decode())
-        await self._queue.succeed(claim, self._make(claim))
-        self.made += 1
-
-    def _make(self, claim: Claim) -> JobResult:
-        request = claim.job.request
-        assert isinstance(request, ImageRequest)
-        files = []
-        for index, seed in enumerate(request.seeds):
-            data = encode(request, seed)
-            file_id, _ = self._store.write(claim.job.id, claim.token, index, data, request.output_format)
-            files.append(
-                ResultFile(
-                    id=file_id,
-                    mime=f"image/{request.output_format}",
-                    size_bytes=len(data),
-                    sha256=hashlib.sha256(data).hexdigest(),
-                    width=request.width,
-                    height=request.height,
-                    seed=seed,
-                )
-            )
-        used = Used(
-            model=request.model,
-            profile=request.profile,
-            backend="torch",
-            seed=request.seed,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            width=request.width,
-            height=request.height,
-            scheduler="DDIMScheduler",
-        )
-        return JobResult(files=tuple(files), used=used, costs=Costs(denoise_seconds=0.001), notices=request.notices)
 
 
 @dataclass
@@ -200,6 +91,28 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
+def make_video_model(folder: Path) -> Path:
+    """The same for a model of videos: 1, 5, 9 … 21 frames."""
+    make_model(folder)
+    (folder / "unet").rename(folder / "transformer")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    card = {
+        "id": VIDEO_MODEL,
+        "kind": "video",
+        "description": "a model of videos for tests",
+        "defaults": {
+            "width": 16, "height": 16, "num_inference_steps": 4, "guidance_scale": 3.0, "num_frames": 5, "fps": 8,
+        },
+        "limits": {
+            "min_side": 8, "max_side": 64, "multiple_of": 8, "max_pixels": 2048, "max_steps": 50,
+            "max_frames": 21, "frames_multiple_of": 4,
+        },
+        "vocabulary": [*WORDS, "moves"],
+    }  # fmt: skip
+    (folder / "halftone.json").write_text(json.dumps(card))
+    return folder
+
+
 def make_artifact(folder: Path) -> None:
     """A quantized profile of that model, as far as a gateway reads one."""
     manifest = Manifest(
@@ -225,6 +138,11 @@ def make_artifact(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / MODEL)
+
+
+@pytest.fixture(scope="session")
+def video_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video_model(tmp_path_factory.mktemp("models") / VIDEO_MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +185,7 @@ def serving(settings: Settings, headers: dict[str, str] | None = None) -> Iterat
 
 @pytest.fixture(scope="session")
 def make_settings(
-    gateway_redis: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    gateway_redis: str, model_folder: Path, video_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Settings]:
     """Settings of a gateway with its own namespace and data folder; keyword arguments change the rest."""
 
@@ -276,8 +194,9 @@ def make_settings(
             "data": tmp_path_factory.mktemp("data"),
             "redis_url": gateway_redis,
             "namespace": f"t{secrets.token_hex(4)}",
-            "models": (model_folder,),
+            "models": (model_folder, video_model_folder),
             "default_model": MODEL,
+            "default_video_model": VIDEO_MODEL,
             "port": 0,
             "disk_floor_bytes": 0,
             "drain_notice_seconds": 0,

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from jobs.request import ImageParameters
 from service.openai_images import ImagesBody
+from service.openai_videos import VideosBody
 
 if TYPE_CHECKING:
     import httpx
 
     from tests.service.conftest import Served
 
-ROUTES = ("/v1/images/generations", "/v1/jobs")
+ROUTES = ("/v1/images/generations", "/v1/jobs", "/v1/videos")
 JSON = {"Content-Type": "application/json"}
 OK = b'"prompt": "a red circle"'
 
@@ -69,8 +70,8 @@ CORPUS: list[tuple[bytes, int]] = [
     (b"{" + OK + b', "model": ["tiny"]}', 422),
     (b"{" + OK + b', "priority": "urgent"}', 422),
     (b"{" + OK + b', "priority": 1}', 422),
-    (b"{" + OK + b', "output_format": "gif"}', 422),
-    (b"{" + OK + b', "output_compression": 50}', 422),
+    (b"{" + OK + b', "output_format": "tiff"}', 422),
+    (b"{" + OK + b', "output_compression": 101}', 422),
     (b"{" + OK + b', "output_compression": 101, "output_format": "webp"}', 422),
     (b'{"prompt": ""}', 422),
     (b'{"prompt": "  \\n "}', 422),
@@ -91,8 +92,32 @@ NATIVE = [
     (b"{" + OK + b', "width": 64, "height": 64}', 422),
     (b"{" + OK + b', "height": 1e1}', 422),
     (b"{" + OK + b', "previews": 4}', 422),
-    (b"{" + OK + b', "kind": "video"}', 422),
+    (b"{" + OK + b', "kind": "sound"}', 422),
+    (b"{" + OK + b', "kind": ["video"]}', 422),
+    (b"{" + OK + b', "kind": null}', 422),
+    (b"{" + OK + b', "kind": "video", "n": 2}', 422),
+    (b"{" + OK + b', "kind": "video", "num_frames": 10000}', 422),
+    (b"{" + OK + b', "num_frames": 5}', 422),
     (b"{" + OK + b', "size": "16x16"}', 422),
+]
+VIDEOS = [
+    (b"{" + OK + b', "num_frames": 6}', 422),
+    (b"{" + OK + b', "num_frames": 10000}', 422),
+    (b"{" + OK + b', "num_frames": 0}', 422),
+    (b"{" + OK + b', "num_frames": 5.0}', 422),
+    (b"{" + OK + b', "fps": 0}', 422),
+    (b"{" + OK + b', "fps": 61}', 422),
+    (b"{" + OK + b', "fps": "8"}', 422),
+    (b"{" + OK + b', "seconds": 0}', 422),
+    (b"{" + OK + b', "seconds": "-1"}', 422),
+    (b"{" + OK + b', "seconds": "1e9"}', 422),
+    (b"{" + OK + b', "seconds": true}', 422),
+    (b"{" + OK + b', "size": "15x16"}', 422),
+    (b"{" + OK + b', "width": 15}', 422),
+    (b"{" + OK + b', "width": 64, "height": 64}', 422),
+    (b"{" + OK + b', "output_format": "png"}', 422),
+    (b"{" + OK + b', "input_reference": "a.png"}', 422),
+    (b"{" + OK + b', "n": 1}', 422),
 ]
 OPENAI = [
     (b"{" + OK + b', "size": "0x16"}', 422),
@@ -112,7 +137,7 @@ OPENAI = [
     (b"{" + OK + b', "width": 16}', 422),
 ]
 CASES = [(route, *case) for route in ROUTES for case in CORPUS]
-CASES += [(ROUTES[0], *case) for case in OPENAI] + [(ROUTES[1], *case) for case in NATIVE]
+CASES += [(route, *case) for route, cases in zip(ROUTES, (OPENAI, NATIVE, VIDEOS), strict=True) for case in cases]
 
 
 def test_the_corpus_is_refused(idle: Served) -> None:
@@ -179,7 +204,7 @@ def test_routes_and_methods_that_are_not_there(idle: Served) -> None:
     check_refused(idle.client.get("/v1/jobs?limit=" + "9" * 9000), 414)
 
 
-FIELDS = sorted({*ImagesBody.model_fields, *ImageParameters.model_fields, "lora", "steps"})
+FIELDS = sorted({*ImagesBody.model_fields, *VideosBody.model_fields, *ImageParameters.model_fields, "lora", "steps"})
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
     st.sampled_from(["png", "jpeg", "url", "auto", "64x64", "w8a8", "tiny", "high", 16, 4, 0, -1, 1e300, "\x00"]),
@@ -202,8 +227,9 @@ def test_random_fields(idle: Served, body: dict[str, Any], prompt: str | None, r
     raw = json.dumps(body).encode()
     headers = JSON | {"Prefer": "respond-async"}
     answer = idle.client.post(route, content=raw, headers=headers)
-    if answer.status_code == 202:
-        ImageParameters.model_validate({"prompt": answer.json()["request"]["prompt"]})
+    if answer.status_code in (200, 202):
+        accepted = answer.json()
+        ImageParameters.model_validate({"prompt": accepted.get("request", accepted)["prompt"]})
         idle.client.post(f"/v1/jobs/{answer.json()['id']}/cancel")
     else:
         check_refused(answer)

@@ -85,3 +85,27 @@ def test_errors_arrive_as_the_clients_own(client: openai.OpenAI) -> None:
 def test_models(client: openai.OpenAI) -> None:
     assert "tiny" in [model.id for model in client.models.list()]
     assert client.models.retrieve("tiny").owned_by == "halftone"
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+def test_videos(client: openai.OpenAI) -> None:
+    video = client.videos.create_and_poll(
+        prompt="a red circle moves left",
+        model="moving",
+        seconds="2",  # type: ignore[arg-type]
+        poll_interval_ms=10,
+        extra_body={"seed": 5, "fps": 4, "profile": "float"},
+    )
+    assert (video.status, video.progress, video.seconds, video.size) == ("completed", 100, "2.25", "16x16")
+    assert video.to_dict()["seed"] == 5
+    assert client.videos.download_content(video.id).read()[4:8] == b"ftyp"
+    assert client.videos.download_content(video.id, variant="thumbnail").read()[:4] == b"RIFF"
+    assert video.id in [other.id for other in client.videos.list(limit=1)]
+    assert client.videos.retrieve(video.id).model == "moving"
+    assert client.videos.delete(video.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(video.id)
+    with pytest.raises(openai.UnprocessableEntityError, match="files are not taken"):
+        client.videos.create(prompt="a red circle", input_reference=("a.png", b"png", "image/png"))
+    with pytest.raises(openai.NotFoundError, match="known models"):
+        client.videos.create(prompt="a red circle", model="sora-2")
