@@ -156,6 +156,9 @@ class Steps:
     def previewed(self, index: int, mime: str, b64: str) -> None:
         """Nobody looks at previews here."""
 
+    def working(self) -> None:
+        """Nobody waits for signs of life here."""
+
     def stage_took(self, stage: str, seconds: float, served: object) -> None:
         """The result's costs say it."""
 

@@ -14,7 +14,8 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,14 @@ _GRACE_SECONDS = 5.0
 """Files are older than the record that promises how long they live: they are written before the job is settled."""
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that is being written: the id that it will have, and where it lies until then."""
+
+    id: str
+    path: Path
 
 
 class ResultStore:
@@ -48,20 +57,29 @@ class ResultStore:
         return cls(settings.results_dir, settings.result_ttl_seconds, settings.disk_floor_bytes)
 
     def write(self, job_id: str, token: str, index: int, data: bytes, ext: str) -> tuple[str, Path]:
-        """Store one picture; its id and path. When this returns, the file is whole, in place, and on disk.
+        """Store a file's bytes; its id and path. When this returns, the file is whole, in place, and on disk.
 
         Raises `DiskFull` when there is no space (nothing is left behind then), `NotFound` for parts that make no id.
+        """
+        with self.writing(job_id, token, index, ext) as new:
+            new.path.write_bytes(data)
+        return new.id, self._folder(job_id) / new.id
+
+    @contextmanager
+    def writing(self, job_id: str, token: str, index: int, ext: str) -> Iterator[NewFile]:
+        """A file to be written by the block, by its path, in as many pieces as it likes.
+
+        Until the block ends nobody finds it by its id; then it is whole, in place, and on disk. A block that raises
+        leaves nothing behind. Raises as `write` does.
         """
         file_id = f"{job_id}-{token}-{index}.{ext}"
         folder = self._folder(_parse(file_id)[0])
         temporary = folder / f"{_TEMPORARY}{file_id}-{secrets.token_hex(4)}"
         try:
-            descriptor, is_new = _create(temporary)
+            is_new = _create(temporary)
             try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                yield NewFile(file_id, temporary)
+                _sync(temporary)
                 temporary.replace(folder / file_id)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -72,7 +90,6 @@ class ResultStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull("no space is left for the result", retry_after=60) from error
             raise
-        return file_id, folder / file_id
 
     def path_of(self, file_id: str) -> Path:
         """Where a file lies. Raises `NotFound` for what is no id or no file, `Expired` for one past its time."""
@@ -175,12 +192,13 @@ def _unknown() -> NotFound:
     return NotFound("no such file; it may have expired")
 
 
-def _create(path: Path) -> tuple[int, bool]:
-    """A new file's descriptor, and whether its folder is new. The folder may be swept away as empty meanwhile."""
+def _create(path: Path) -> bool:
+    """Makes an empty file; whether its folder is new, too. The folder may be swept away as empty meanwhile."""
     is_new = False
     while True:
         with suppress(FileNotFoundError):
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), is_new
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+            return is_new
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         is_new = True
 
@@ -195,8 +213,9 @@ def _inside(folder: Path) -> list[Path]:
         raise
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Puts a file's bytes, or a folder's names, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

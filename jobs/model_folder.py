@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from jobs.profile import FLOAT, Defaults, Limits, ModelCard, ProfileCard
 from jobs.request import Kind, ModelId
+from jobs.video_folder import makes_video, video_defaults, video_limits
 
 INDEX, SHEET = "model_index.json", "halftone.json"
 DENOISERS = ("unet", "transformer")
@@ -20,6 +21,8 @@ _DEFAULT_SIDE = 512
 _GUIDANCE = {"unet": 7.5, "transformer": 4.5}
 _CLASS_GUIDANCE = 4.0
 _AUTOENCODERS = ("vae", "vqvae")
+
+T = TypeVar("T", Defaults, Limits)
 
 
 class BrokenModel(Exception):
@@ -32,7 +35,7 @@ class Sheet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: ModelId | None = None
-    kind: Kind = "image"
+    kind: Kind | None = None
     description: str = ""
     defaults: Defaults | None = None
     limits: Limits | None = None
@@ -51,14 +54,14 @@ def read_model(folder: Path) -> ModelCard:
         raise BrokenModel(f"has none of the folders {', '.join(DENOISERS)}")
     sheet = Sheet.model_validate_json((folder / SHEET).read_bytes()) if (folder / SHEET).exists() else Sheet()
     name = sheet.id or folder.name
-    defaults = sheet.defaults or _generic_defaults(folder, part, index)
+    kind, defaults, limits = _abilities(folder, part, index, sheet)
     return ModelCard(
         id=name,
-        kind=sheet.kind,
+        kind=kind,
         pipeline=str(index.get("_class_name", "")),
         description=sheet.description,
         defaults=defaults,
-        limits=sheet.limits or _generic_limits(defaults),
+        limits=limits,
         trained_sizes=sheet.trained_sizes,
         vocabulary=sheet.vocabulary,
         profiles=(_float_profile(name, 4 * _count_parameters(folder / part)),),
@@ -99,6 +102,31 @@ def _object_in(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BrokenModel(f"{file.name} is not a JSON object")
     return value
+
+
+def _abilities(folder: Path, part: str, index: dict[str, Any], sheet: Sheet) -> tuple[Kind, Defaults, Limits]:
+    """What a model makes, what requests get by default, and what they may ask for; the sheet's word counts."""
+    denoiser = _object_in(folder / part / "config.json")
+    kind = sheet.kind or ("video" if makes_video(denoiser) else "image")
+    if kind == "image":
+        defaults = sheet.defaults or _generic_defaults(folder, part, index)
+        return kind, defaults, sheet.limits or _generic_limits(defaults)
+    autoencoder = next((folder / name for name in _AUTOENCODERS if (folder / name).is_dir()), None)
+    configs = (
+        str(index.get("_class_name", "")),
+        denoiser,
+        _object_in(autoencoder / "config.json") if autoencoder else {},
+    )
+    usual = video_defaults(*configs)
+    defaults = _completed(sheet.defaults, usual)
+    return kind, defaults, _completed(sheet.limits, video_limits(*configs, defaults))
+
+
+def _completed(told: T | None, usual: T) -> T:
+    """What the sheet says, with frames where it says nothing of them."""
+    if told is None:
+        return usual
+    return usual.model_copy(update=told.model_dump(exclude_none=True))
 
 
 def _generic_defaults(folder: Path, part: str, index: dict[str, Any]) -> Defaults:

@@ -34,6 +34,7 @@ from workers.messages import (
     Started,
     Stepped,
     Stop,
+    Working,
 )
 from workers.settings import WorkerSettings
 from workers.task import Assignment, JobCanceledSignal, Task
@@ -70,6 +71,10 @@ class ChannelReporter:
     def previewed(self, index: int, mime: str, b64: str) -> None:
         """A preview picture."""
         self._device.send(Previewed(job_id=self._run.job_id, token=self._run.token, index=index, mime=mime, b64=b64))
+
+    def working(self) -> None:
+        """The job lives, between steps."""
+        self._device.send(Working(job_id=self._run.job_id, token=self._run.token))
 
     def stage_took(self, stage: Stage, seconds: float, served: Served) -> None:
         """A stage is over."""

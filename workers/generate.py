@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.job import JobResult, Used
-from jobs.request import GenerationRequest, ImageRequest, Notice
+from jobs.request import GenerationRequest, ImageRequest, Notice, VideoRequest
 from pipelines.families import UnsupportedModel, tokenizers
 from pipelines.session import Order, Session
 from quant.guidance.plan import GuidancePlan
 from workers.hub import Hub
 from workers.memory import PeakMeter
+from workers.products import products_of
 from workers.residents import Lease, Residents
 from workers.seams import JobSeams, Reporter, Stages
-from workers.storing import encoded, store_pictures
-from workers.task import Assignment, Task
+from workers.storing import store
+from workers.task import Assignment, Drawn, Task
 from workers.turns import Turns
 
 
@@ -31,34 +32,35 @@ class Tools:
 
 
 def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobResult:
-    """Makes the request's pictures and stores them.
+    """Makes the request's pictures, or its video, and stores them.
 
     Raises:
         HalftoneError: a fault to be told to the user; nothing stays stored.
         JobCanceledSignal: the task was canceled; nothing stays stored.
     """
     request = run.request
-    if not isinstance(request, ImageRequest):
-        raise UnsupportedModel(f"this worker makes pictures; the job is of kind {request.kind!r}")
+    if not isinstance(request, ImageRequest | VideoRequest):
+        raise UnsupportedModel(f"this worker makes pictures and videos; the job is of kind {request.kind!r}")
     with tools.peaks.watch() as peak, tools.residents.lease(request.model, request.profile, task) as lease:
         stages = Stages(lease, report)
         seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
         plan = lease.served.denoiser.guidance
         session = Session(lease.components, order_of(request), seams, plan)
-        pictures = session.draw()
+        made = session.draw()
         notices = (
             *request.notices,
             *truncation_notices(session.pipeline, request, tools.turns),
             *guidance_notices(request, plan, session.plan_unused),
         )
         used = used_by(request, lease, session.plan_unused)
-        files = store_pictures(task, run, encoded(request, pictures, used, stages), stages)
+        files = store(task, run, products_of(request, made, used, seams.alive), stages)
         costs = stages.costs(run.queue_seconds, task.denoiser_calls, tools.peaks.read(peak))
     return JobResult(files=files, used=used, costs=costs, notices=notices)
 
 
-def order_of(request: GenerationRequest) -> Order:
+def order_of(request: Drawn) -> Order:
     """The request as pipelines know it."""
+    moving = request if isinstance(request, VideoRequest) else None
     return Order(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -67,12 +69,14 @@ def order_of(request: GenerationRequest) -> Order:
         steps=request.num_inference_steps,
         guidance=request.guidance_scale,
         seeds=request.seeds,
+        frames=None if moving is None else moving.num_frames,
+        fps=None if moving is None else moving.fps,
     )
 
 
-def used_by(request: GenerationRequest, lease: Lease, plan_unused: str | None) -> Used:
+def used_by(request: Drawn, lease: Lease, plan_unused: str | None) -> Used:
     """What the request was really run with."""
-    plan = lease.served.denoiser.guidance
+    plan, moving = lease.served.denoiser.guidance, request if isinstance(request, VideoRequest) else None
     return Used(
         model=request.model,
         profile=request.profile,
@@ -83,6 +87,8 @@ def used_by(request: GenerationRequest, lease: Lease, plan_unused: str | None) -
         width=request.width,
         height=request.height,
         scheduler=lease.components.scheduler_name,
+        num_frames=None if moving is None else moving.num_frames,
+        fps=None if moving is None else moving.fps,
         guidance_saving=None if plan is None else 0.0 if plan_unused else plan.saving,
     )
 

@@ -15,7 +15,19 @@ from pathlib import Path
 from jobs.queue import JobQueue
 from jobs.records import Claim
 from workers.child import Cause, Death
-from workers.messages import Cancel, Canceled, Failed, Finished, JobMessage, Previewed, Run, Started, Stepped, ToChild
+from workers.messages import (
+    Cancel,
+    Canceled,
+    Failed,
+    Finished,
+    JobMessage,
+    Previewed,
+    Run,
+    Started,
+    Stepped,
+    ToChild,
+    Working,
+)
 from workers.metrics import Metrics
 from workers.running import Phase, Reports, Running
 from workers.settle import Settler
@@ -131,7 +143,7 @@ class Hands:
             run.reports.step(message.step, message.total)
         elif isinstance(message, Previewed):
             run.reports.preview(message.index, message.mime, message.b64)
-        elif not isinstance(message, Started):
+        elif not isinstance(message, Started | Working):
             raise TypeError(f"no run hears {type(message).__name__}")
 
     def lose(self, run: Running) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.catalog import Catalog
 from jobs.errors import JobFailed
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from pipelines.batch import run_together
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
+from pipelines.families import AUTOENCODER_PARTS
 from pipelines.guided import at_other_precision, kinds_of_calls
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
@@ -47,8 +48,12 @@ class ModelLoader:
         return sum(path.stat().st_size for path in parts if path.parent.name not in ("unet", "transformer"))
 
     def components(self, model: str) -> Components:
-        """What all profiles of the model share."""
-        return load_components(_folder(self._catalog.card(model)), device=self._device)
+        """What all profiles of the model share. Its autoencoder takes breaths, as a video's frames take long."""
+        components = load_components(_folder(self._catalog.card(model)), device=self._device)
+        for part in AUTOENCODER_PARTS:
+            if isinstance(module := components.parts.get(part), nn.Module):
+                let_breathe(module, self._turns)
+        return components
 
     def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         """A profile's denoiser, warmed up on the model's default size and with its batch limit measured."""
@@ -72,9 +77,12 @@ class ModelLoader:
         return load_profile(card, components, self._settings, grow=grow)
 
     def _warm_up(self, card: ModelCard, components: Components, served: Served) -> tuple[DenoiserCall, float]:
-        """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds."""
-        seams = _WarmSeams(served.denoiser, self._turns)
+        """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds.
+
+        Of a video nothing is decoded: no code is compiled for that, and it may take longer than all calls.
+        """
         defaults = card.defaults
+        seams = _WarmSeams(served.denoiser, self._turns, decodes=defaults.num_frames is None)
         order = Order(
             prompt="a",
             negative_prompt="",
@@ -83,9 +91,12 @@ class ModelLoader:
             steps=WARMUP_STEPS,
             guidance=defaults.guidance_scale,
             seeds=[0],
+            frames=defaults.num_frames,
+            fps=defaults.fps,
         )
         try:
-            Session(components, order, seams).draw()
+            with suppress(_Warm):
+                Session(components, order, seams).draw()
         except NumericalError as error:
             log.warning("%s/%s: the warm-up of %d steps: %s", card.id, served.profile, WARMUP_STEPS, error)
         if seams.last is None:
@@ -101,12 +112,27 @@ class ModelLoader:
         return call, seconds
 
 
+def let_breathe(module: nn.Module, turns: Turns) -> None:
+    """Has a module lend the device's turn to others between its layers, wherever it runs in a turn.
+
+    What it computes stays the same. Modules keep nothing between layers that belongs to a call, and what video
+    autoencoders keep between frames lies in each job's own shallow copy.
+    """
+    for layer in module.modules():
+        layer.register_forward_pre_hook(lambda *_: turns.breathe())
+
+
+class _Warm(BaseException):
+    """Ends a warm-up that has seen enough."""
+
+
 class _WarmSeams:
     """Runs the denoiser in turn with other jobs' work, and keeps the last call."""
 
-    def __init__(self, denoiser: Denoiser, turns: Turns) -> None:
+    def __init__(self, denoiser: Denoiser, turns: Turns, *, decodes: bool) -> None:
         self._denoiser = denoiser
         self._turns = turns
+        self._decodes = decodes
         self.last: DenoiserCall | None = None
         self.seconds = 0.0
 
@@ -119,9 +145,13 @@ class _WarmSeams:
             self.seconds = time.monotonic() - started
         return output
 
-    def alone(self, stage: Exclusive) -> AbstractContextManager[None]:
-        """The device's turn."""
-        return self._turns.take()
+    @contextmanager
+    def alone(self, stage: Exclusive) -> Iterator[None]:
+        """The device's turn; the end, where decoding is not worth it."""
+        if stage == "vae_decode" and not self._decodes:
+            raise _Warm
+        with self._turns.take():
+            yield
 
     def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
         """Nobody watches a warm-up."""

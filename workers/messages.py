@@ -77,6 +77,12 @@ class Stepped(JobMessage):
     total: int
 
 
+class Working(JobMessage):
+    """The job goes on without making steps: it decodes or encodes. Sent about every second."""
+
+    type: Literal["working"] = "working"
+
+
 class Previewed(JobMessage):
     """A small picture of how far the job is. `b64` is the encoded file in base64."""
 
@@ -177,5 +183,5 @@ class Alive(Message):
 
 
 ToChild = Run | Cancel | Stop
-OfJob = Started | Stepped | Previewed | Finished | Failed | Canceled
+OfJob = Started | Stepped | Working | Previewed | Finished | Failed | Canceled
 FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Resized | Evicted | Memory | Alive

@@ -54,7 +54,12 @@ class Metrics:
 
     def _work(self) -> None:
         self.images = self._counter("images_generated_total", "Pictures made and settled.", OF_PROFILE)
-        self.pixels = self._counter("pixels_generated_total", "Pixels of those pictures.", OF_PROFILE)
+        self.videos = self._counter("videos_generated_total", "Videos made and settled.", OF_PROFILE)
+        self.frames = self._counter("video_frames_generated_total", "Frames of those videos.", OF_PROFILE)
+        self.pixels = self._counter("pixels_generated_total", "Pixels of pictures and frames.", OF_PROFILE)
+        self.encode_seconds = self._histogram(
+            "video_encode_duration_seconds", "Encoding one video and its stills, by its type.", SECONDS, ("mime",)
+        )
         self.steps = self._counter("denoise_steps_total", "Rows through the denoiser.", OF_PROFILE)
         self.fallbacks = self._counter(
             "temporal_fallbacks_total",
@@ -126,8 +131,16 @@ class Metrics:
         """Account for a job whose result the queue took."""
         used = result.used
         labels = (used.model, used.profile, used.backend, _flag(False))
-        self.images.labels(*labels).inc(len(result.files))
-        self.pixels.labels(*labels).inc(sum(file.width * file.height for file in result.files))
+        for file in result.files:
+            if file.variant == "picture":
+                self.images.labels(*labels).inc()
+                self.pixels.labels(*labels).inc(file.width * file.height)
+            elif file.variant == "video":
+                count = file.num_frames or 0
+                self.videos.labels(*labels).inc()
+                self.frames.labels(*labels).inc(count)
+                self.pixels.labels(*labels).inc(count * file.width * file.height)
+                self.encode_seconds.labels(file.mime).observe(result.costs.encode_seconds)
         self.completed.labels(used.model, used.profile, "succeeded").inc()
 
     def child_gone(self, reason: str) -> None:

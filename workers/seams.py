@@ -35,6 +35,9 @@ class Reporter(Protocol):
     def previewed(self, index: int, mime: str, b64: str) -> None:
         """A preview picture."""
 
+    def working(self) -> None:
+        """Something is being done that is no step: decoding, encoding."""
+
     def stage_took(self, stage: Stage, seconds: float, served: Served) -> None:
         """A stage is over."""
 
@@ -78,6 +81,10 @@ class Stages:
         )
 
 
+WORKING_SECONDS = 1.0
+"""Shortest time between two signs of life of a job that makes no steps."""
+
+
 class JobSeams:
     """Answers a session's seams by the hub, for one job."""
 
@@ -90,6 +97,7 @@ class JobSeams:
         self._previews = previews
         self._sent = 0
         self._denoising_since = 0.0
+        self._alive_at = time.monotonic()
 
     def denoise(self, call: DenoiserCall) -> Tensor:
         """Waits for the hub."""
@@ -100,12 +108,22 @@ class JobSeams:
 
     @contextmanager
     def alone(self, stage: Exclusive) -> Iterator[None]:
-        """The device's turn, for a job that is still wanted."""
+        """The device's turn, for a job that is still wanted. What others do in its breaths is not this stage's time."""
         self._task.check()
-        with self._turns.take():
+        with self._turns.take(self.alive) as turn:
             self._task.check()
-            with self._stages.time(stage):
+            started = time.monotonic()
+            try:
                 yield
+            finally:
+                self._stages.add(stage, time.monotonic() - started - turn.lent_seconds)
+
+    def alive(self) -> None:
+        """To be called in long work between steps: says now and then that it goes on, and ends it when canceled."""
+        self._task.check()
+        if time.monotonic() - self._alive_at >= WORKING_SECONDS:
+            self._alive_at = time.monotonic()
+            self._stages.report.working()
 
     def stepped(self, step: int, total: int, preview: Callable[[], Tensor]) -> None:
         """Reports the step; sends a preview where one is due; after the last step nobody waits for this job."""

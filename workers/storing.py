@@ -1,71 +1,50 @@
-"""From pictures to stored files: encoded one by one, all or none kept. Must not know how pictures are made."""
+"""From products to stored files: encoded one by one, all or none kept. Must not know what is in them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
 
-from torch import Tensor
-
-from jobs.job import ResultFile, Used
-from jobs.request import ImageRequest
-from pipelines.families import UnsupportedModel
-from pipelines.media import MIME, encode, to_image
+from jobs.job import ResultFile
+from workers.products import Product
 from workers.seams import Stages
 from workers.task import Assignment, Task
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One picture as the bytes of its file."""
-
-    data: bytes
-    width: int
-    height: int
-    seed: int
-
-
-def encoded(request: ImageRequest, pictures: Tensor, used: Used, stages: Stages) -> Iterator[Encoded]:
-    """Encodes one picture after the other, with the facts that made it inside.
-
-    Raises:
-        UnsupportedModel: the pipeline made another size than was asked for.
-    """
-    height, width = pictures.shape[-2:]
-    if (width, height) != (request.width, request.height):
-        asked = f"{request.width}x{request.height}"
-        raise UnsupportedModel(f"the model made {width}x{height} pixels where {asked} were asked for")
-    about = used.model_dump() | {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    for picture, seed in zip(pictures, request.seeds, strict=True):
-        with stages.time("encode"):
-            data = encode(to_image(picture), request.output_format, request.output_compression, about | {"seed": seed})
-        yield Encoded(data, width, height, seed)
-
-
-def store_pictures(task: Task, run: Assignment, pictures: Iterable[Encoded], stages: Stages) -> tuple[ResultFile, ...]:
-    """Stores all pictures, or none."""
+def store(task: Task, run: Assignment, products: Iterable[Product], stages: Stages) -> tuple[ResultFile, ...]:
+    """Stores all products, or none. Before a file is whole and on disk, its id names nothing."""
     files = []
     try:
-        for index, picture in enumerate(pictures):
+        for index, product in enumerate(products):
             task.check()
-            with stages.time("store"):
-                files.append(store_one(task, run, index, picture))
+            files.append(store_one(task, run, index, product, stages))
     except BaseException:
         run.store.discard(task.job_id, task.token)
         raise
     return tuple(files)
 
 
-def store_one(task: Task, run: Assignment, index: int, picture: Encoded) -> ResultFile:
-    """Stores one picture, safe from a crash from here on."""
-    file_id, _ = run.store.write(task.job_id, task.token, index, picture.data, run.request.output_format)
+def store_one(task: Task, run: Assignment, index: int, product: Product, stages: Stages) -> ResultFile:
+    """Encodes and stores one product, safe from a crash from here on."""
+    with run.store.writing(task.job_id, task.token, index, product.extension) as new:
+        with stages.time("encode"):
+            product.write(new.path)
+        encoded_at = time.monotonic()
+        with new.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = new.path.stat().st_size
+    stages.add("store", time.monotonic() - encoded_at)
     return ResultFile(
-        id=file_id,
-        mime=MIME[run.request.output_format],
-        size_bytes=len(picture.data),
-        sha256=hashlib.sha256(picture.data).hexdigest(),
-        width=picture.width,
-        height=picture.height,
-        seed=picture.seed,
+        id=new.id,
+        mime=product.mime,
+        size_bytes=size,
+        sha256=digest,
+        width=product.width,
+        height=product.height,
+        seed=product.seed,
+        variant=product.variant,
+        num_frames=product.num_frames,
+        fps=product.fps,
+        duration_seconds=None if not product.num_frames or not product.fps else product.num_frames / product.fps,
     )

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.files import ResultStore
-from jobs.request import AnyRequest, Priority
+from jobs.request import AnyRequest, ImageRequest, Priority, VideoRequest
+
+Drawn = ImageRequest | VideoRequest
+"""Requests for something that one pipeline draws at once."""
 
 RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 

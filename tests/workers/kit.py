@@ -17,8 +17,9 @@ from PIL import Image
 from jobs.catalog import Catalog
 from jobs.files import ResultStore
 from jobs.job import JobResult, new_job_id
-from jobs.request import ImageRequest
+from jobs.request import AnyRequest, ImageRequest, VideoRequest
 from pipelines.tiny import save_tiny
+from pipelines.tiny_videos import VIDEO_FAMILIES, save_tiny_video
 from workers.engine import open_engine
 from workers.generate import Tools, generate
 from workers.hub import Served
@@ -30,14 +31,17 @@ from workers.task import Assignment, Task
 TOKEN = "0123456789abcdef"
 TINY = "stable-diffusion"
 DEFAULTS = {"width": 32, "height": 32, "num_inference_steps": 6, "guidance_scale": 4.0}
+MOTION = {"num_frames": 9, "fps": 8}
 
 
 def tiny_settings(root: Path, families: Sequence[str] = (TINY,), **changes: Any) -> WorkerSettings:
     """Settings on a data folder of their own that holds tiny models named like their families."""
     for family in families:
         if not (root / "models" / family).exists():
-            folder = save_tiny(family, root / "models" / family)
-            (folder / "halftone.json").write_text(json.dumps({"defaults": DEFAULTS}))
+            moving = family in VIDEO_FAMILIES
+            folder = (save_tiny_video if moving else save_tiny)(family, root / "models" / family)
+            defaults = DEFAULTS | (MOTION if moving else {})
+            (folder / "halftone.json").write_text(json.dumps({"defaults": defaults}))
     return WorkerSettings.model_validate({"data": root, "threads": 1} | changes)
 
 
@@ -52,6 +56,12 @@ def request(model: str = TINY, **changes: Any) -> ImageRequest:
     return ImageRequest.model_validate(DEFAULTS | fields | changes)
 
 
+def video_request(model: str = "wan", **changes: Any) -> VideoRequest:
+    """A small request for a video; keyword arguments change fields."""
+    fields = {"model": model, "profile": "float", "prompt": "a red box", "seed": 1, "num_inference_steps": 3}
+    return VideoRequest.model_validate(DEFAULTS | MOTION | fields | changes)
+
+
 @dataclass
 class Notes:
     """A reporter that keeps what it is told."""
@@ -59,6 +69,7 @@ class Notes:
     steps: list[tuple[int, int]] = field(default_factory=list)
     previews: list[tuple[int, str, str]] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    signs_of_life: int = 0
     first_step: threading.Event = field(default_factory=threading.Event)
 
     def stepped(self, step: int, total: int) -> None:
@@ -67,6 +78,9 @@ class Notes:
 
     def previewed(self, index: int, mime: str, b64: str) -> None:
         self.previews.append((index, mime, b64))
+
+    def working(self) -> None:
+        self.signs_of_life += 1
 
     def stage_took(self, stage: Stage, seconds: float, served: Served) -> None:
         self.stages.append(stage)
@@ -89,7 +103,7 @@ class Kit:
     def batches(self) -> list[BatchRan]:
         return [message for message in self.messages if isinstance(message, BatchRan) and not message.is_warmup]
 
-    def run(self, wanted: ImageRequest, task: Task | None = None, notes: Notes | None = None) -> JobResult:
+    def run(self, wanted: AnyRequest, task: Task | None = None, notes: Notes | None = None) -> JobResult:
         """Runs one job on this thread."""
         return generate(
             task or Task(new_job_id(), TOKEN, wanted.priority),
@@ -98,7 +112,7 @@ class Kit:
             notes or Notes(),
         )
 
-    def run_together(self, wanted: Sequence[ImageRequest]) -> list[JobResult]:
+    def run_together(self, wanted: Sequence[AnyRequest]) -> list[JobResult]:
         """Runs jobs at once, each on a thread of its own."""
         results: dict[int, JobResult] = {}
 

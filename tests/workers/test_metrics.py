@@ -65,6 +65,23 @@ def test_settled_jobs_count_as_pictures_and_a_dead_child_holds_nothing() -> None
     assert value(metrics, "model_weights_bytes", model="m", profile="w8a8") is None
 
 
+def test_settled_videos_count_by_frames_and_their_stills_not_at_all() -> None:
+    metrics, made = Metrics(), result(3)
+    film, thumbnail, sheet = (
+        file.model_copy(update={"variant": variant})
+        for file, variant in zip(made.files, ("video", "thumbnail", "spritesheet"), strict=True)
+    )
+    film = film.model_copy(update={"num_frames": 17, "fps": 8, "mime": "video/mp4"})
+    costs = made.costs.model_copy(update={"encode_seconds": 0.25})
+    metrics.succeeded(made.model_copy(update={"files": (film, thumbnail, sheet), "costs": costs}))
+    labels = LABELS | {"is_warmup": "false"}
+    assert value(metrics, "videos_generated_total", **labels) == 1
+    assert value(metrics, "video_frames_generated_total", **labels) == 17
+    assert value(metrics, "pixels_generated_total", **labels) == 17 * 64 * 32
+    assert value(metrics, "images_generated_total", **labels) is None
+    assert value(metrics, "video_encode_duration_seconds_sum", mime="video/mp4") == 0.25
+
+
 def test_the_series_are_served() -> None:
     metrics = Metrics()
     endpoint = metrics.serve("127.0.0.1", 0)
