@@ -15,10 +15,13 @@ from pipelines.load import load_components, load_denoiser
 from pipelines.session import Order, draw
 from zoo.shapes.captions import VOCABULARY
 from zoo.shapes.world import COLOURS, random_scene
-from zoo.train import assemble, autoencoder, checkpoint, denoiser, latents, text
+from zoo.train import assemble, autoencoder, checkpoint, denoiser, latents, moving, still, text
 from zoo.train.__main__ import KINDS
 from zoo.train.clip import Clip
-from zoo.train.t5 import T5
+from zoo.train.dit import ShapesDiT
+from zoo.train.t5 import T5, UMT5
+from zoo.train.unet import ShapesUNet
+from zoo.train.video import ShapesVideo
 
 
 def test_checkpoints_are_whole(tmp_path: Path) -> None:

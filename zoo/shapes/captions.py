@@ -33,23 +33,25 @@ VOCABULARY: tuple[str, ...] = tuple(
 """Every word that captions use."""
 
 
-def unknown_words(prompt: str) -> list[str]:
+def unknown_words(prompt: str, vocabulary: tuple[str, ...] = VOCABULARY) -> list[str]:
     """Words of a prompt that no caption ever uses, in order, each once."""
     words = re.findall(r"[^\W_]+(?:'\w+)?", prompt.lower())
-    return list(dict.fromkeys(word for word in words if word not in VOCABULARY))
+    return list(dict.fromkeys(word for word in words if word not in vocabulary))
 
 
-def _say(word: str, rng: np.random.Generator, *, plain: bool) -> str:
+def say(word: str, rng: np.random.Generator, *, plain: bool) -> str:
+    """A word or, unless plain, now and then one that means the same."""
     choices = SYNONYMS.get(word, (word,))
     return word if plain or rng.random() < 0.6 else str(rng.choice(choices))
 
 
 def _name(thing: Thing, rng: np.random.Generator, *, plain: bool, sized: bool) -> str:
     words = (thing.size, thing.colour, thing.shape) if sized else (thing.colour, thing.shape)
-    return " ".join(_say(word, rng, plain=plain) for word in words)
+    return " ".join(say(word, rng, plain=plain) for word in words)
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
+    """A phrase with its indefinite article."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -58,7 +60,7 @@ def _body(scene: Scene, rng: np.random.Generator, *, plain: bool, sized: bool) -
     told = scene if plain or rng.random() < 0.5 else scene.swapped()
     names = [_name(thing, rng, plain=plain, sized=sized) for thing in told.things]
     bare = not plain and rng.random() < 0.15
-    parts = names if bare else [_article(name) for name in names]
+    parts = names if bare else [article(name) for name in names]
     if told.relation is None:
         return parts[0]
     phrases = RELATIONS[told.relation]
@@ -80,10 +82,10 @@ def caption(
     body = _body(scene, rng, plain=plain, sized="size" not in without)
     form = 0 if plain else int(rng.integers(0, 6))
     if form == 4:
-        body = f"{_article(str(rng.choice(['picture', 'image', 'drawing'])))} of {body}"
+        body = f"{article(str(rng.choice(['picture', 'image', 'drawing'])))} of {body}"
     if "background" in without:
         return body
-    place = f"{_say(scene.background, rng, plain=plain)} background"
+    place = f"{say(scene.background, rng, plain=plain)} background"
     if form == 3:
-        return f"on {_article(place)}, {body}"
-    return f"{body}, {place}" if form == 5 else f"{body} on {_article(place)}"
+        return f"on {article(place)}, {body}"
+    return f"{body}, {place}" if form == 5 else f"{body} on {article(place)}"

@@ -1,20 +1,17 @@
-"""Stage 1: the autoencoder (AutoencoderKL, 64x64 pixels to 8x8 latents). Knows pictures, not captions."""
+"""Stage 1: an autoencoder learns to restore what it is shown. Knows no captions, and of its data only the shape."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from torch import Tensor
 from torch.nn import functional
 
-from zoo.shapes.draw import draw
-from zoo.shapes.world import random_scene
 from zoo.train import checkpoint
 
 
@@ -28,37 +25,25 @@ class Plan:
     prior: float = 1e-7
 
 
-def build() -> AutoencoderKL:
-    """The untrained autoencoder: 1/8 of the width, 16 latent channels."""
-    model = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-    # noise of variance 1 on untrained latents drowns the picture; begin almost without
-    with torch.no_grad():
-        model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
-    return model
+class Kind(Protocol):
+    """An autoencoder of the zoo: what its recipe does not share with the others'."""
+
+    checkpoint: str
+    plan: Plan
+    per_channel: bool
+    """Whether its latents are brought to unit variance channel by channel, or by one factor."""
+
+    def build(self) -> Any:
+        """The untrained autoencoder: a diffusers model with `encode` and `decode`."""
+
+    def batch(self, rng: np.random.Generator, count: int, share: float) -> Tensor:
+        """Training data in -1..1, channels first, when this share of the steps is done."""
+
+    def scale(self, model: Any, mean: Tensor, deviation: Tensor) -> None:
+        """Write into the model's config what its latents are normalized by, [channels] each."""
 
 
-LATENT_CHANNELS = 12
-
-
-def pictures(rng: np.random.Generator, count: int) -> torch.Tensor:
-    """Random training pictures, [count, 3, 64, 64] float32 in -1..1."""
-    scenes = [random_scene(rng, 1 + int(rng.random() < 0.65), unseen=False) for _ in range(count)]
-    stack = np.stack([draw(scene, rng) for scene in scenes])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def loss_of(model: AutoencoderKL, batch: torch.Tensor, prior: float) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(model: Any, batch: Tensor, prior: float) -> tuple[Tensor, Tensor]:
     """Training loss and the plain mean squared error of a batch."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.encode(batch).latent_dist
@@ -73,10 +58,11 @@ def psnr(error: float) -> float:
     return 10 * float(np.log10(4 / error))
 
 
-def train(path: Path, plan: Plan = Plan(), *, every: int = 100) -> AutoencoderKL:
+def train(path: Path, kind: Kind, plan: Plan | None = None, *, every: int = 100) -> Any:
     """Run or resume stage 1; the checkpoint at `path` is renewed every `every` steps."""
+    plan = plan or kind.plan
     torch.manual_seed(0)
-    model = build()
+    model = kind.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     state = checkpoint.load(path)
     start = 0
@@ -89,7 +75,7 @@ def train(path: Path, plan: Plan = Plan(), *, every: int = 100) -> AutoencoderKL
     for step in range(start, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = checkpoint.learning_rate(step, plan.steps, plan.rate)
-        batch = pictures(rng, plan.batch)
+        batch = kind.batch(rng, plan.batch, step / plan.steps)
         loss, error = loss_of(model, batch, plan.prior)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -100,7 +86,3 @@ def train(path: Path, plan: Plan = Plan(), *, every: int = 100) -> AutoencoderKL
             print(f"autoencoder {step + 1}/{plan.steps}: {psnr(error.item()):.2f} dB, {pace:.3f} s/step", flush=True)
             checkpoint.save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
     return model
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), Plan(steps=int(os.environ.get("STEPS", Plan().steps))))

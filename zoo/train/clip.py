@@ -12,7 +12,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from zoo.train.text import LENGTH, WIDTH, WORDS, padded
+from zoo.train.still import WORDS
+from zoo.train.text import LENGTH, WIDTH, padded
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

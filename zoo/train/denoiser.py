@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from zoo.train import checkpoint, schedule, text
+from zoo.train import checkpoint, text
 from zoo.train.latents import Latents
+from zoo.train.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What stage 3 does: optimizer steps, batch, peak learning rate, prompt dropout, averaging, SNR weighting."""
+    """What stage 3 does: optimizer steps, batch, peak learning rate, prompt dropout, averaging."""
 
     steps: int = 6500
     batch: int = 48
     rate: float = 8e-4
     drop: float = 0.1
     average: float = 0.999
-    gamma: float = 5.0
+
+
+class Noise(Protocol):
+    """How latents are noised, and what is to be guessed from them."""
+
+    def draw(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, timesteps [batch], targets and loss weights [batch] for clean latents [batch, ...]."""
 
 
 class Kind(Protocol):
@@ -32,19 +39,30 @@ class Kind(Protocol):
 
     name: str
     checkpoint: str
-    steps: int
+    plan: Plan
+    examples: int
+    card: dict[str, Any]
+    """What its halftone.json says besides the id."""
+
+    @property
+    def world(self) -> World:
+        """What it shows."""
 
     @property
     def language(self) -> text.Language:
         """What its captions are read by."""
 
+    @property
+    def noise(self) -> Noise:
+        """Under its pipeline's schedule."""
+
     def build(self) -> ModelMixin:
         """The untrained denoiser."""
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
-        """Its output [B, C, H, W] for noisy latents, timesteps [B], text states [B, L, W], and which of them count."""
+        """Its output [B, C, ...] for noisy latents, timesteps [B], text states [B, L, W], and which of them count."""
 
-    def pipeline(self, autoencoder: AutoencoderKL, encoder: nn.Module, model: nn.Module) -> Any:
+    def pipeline(self, autoencoder: Any, encoder: nn.Module, model: nn.Module) -> Any:
         """The trained parts as a diffusers pipeline."""
 
 
@@ -82,24 +100,6 @@ def start(path: Path, kind: Kind, plan: Plan) -> Stage:
     return Stage(model, average, optimizer, state["step"])
 
 
-class Noise:
-    """Noised latents and their targets under the pipeline's own schedule (v-prediction, min-SNR weighting)."""
-
-    def __init__(self, gamma: float) -> None:
-        self.kept = schedule.scheduler().alphas_cumprod
-        snr = self.kept / (1 - self.kept)
-        self.weight = snr.clamp(max=gamma) / (snr + 1) + 1e-3
-
-    def draw(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents, timesteps, targets and loss weights for clean latents [batch, channels, 8, 8]."""
-        times = torch.randint(0, len(self.kept), (len(latents),))
-        kept = self.kept[times][:, None, None, None]
-        noise = torch.randn_like(latents)
-        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        target = kept.sqrt() * noise - (1 - kept).sqrt() * latents
-        return noisy, times, target, self.weight[times]
-
-
 def captions(data: Latents, rows: Tensor, drop: float, empty: Tensor) -> Tensor:
     """Tokens of one random wording per row; a share `drop` of them empty, for guidance."""
     wording = torch.randint(0, data.ids.shape[1], rows.shape)
@@ -115,7 +115,6 @@ class Lesson:
     plan: Plan
     data: Latents
     encoder: nn.Module
-    noise: Noise
     empty: Tensor
 
     def loss(self, model: nn.Module) -> Tensor:
@@ -125,9 +124,9 @@ class Lesson:
         language = self.kind.language
         with torch.no_grad():
             states = language.states(self.encoder, ids)
-        noisy, times, target, weight = self.noise.draw(self.data.latents[rows].float())
+        noisy, times, target, weight = self.kind.noise.draw(self.data.latents[rows].float())
         guess = self.kind.guess(model, noisy, times, states, language.knowing(ids))
-        return ((guess - target).pow(2).mean((1, 2, 3)) * weight).mean()
+        return ((guess - target).pow(2).flatten(1).mean(1) * weight).mean()
 
 
 def step(stage: Stage, lesson: Lesson) -> float:
@@ -147,11 +146,14 @@ def step(stage: Stage, lesson: Lesson) -> float:
     return float(loss.detach())
 
 
-def train(path: Path, kind: Kind, data: Latents, encoder: nn.Module, plan: Plan = Plan(), *, every: int = 250) -> Stage:
+def train(
+    path: Path, kind: Kind, data: Latents, encoder: nn.Module, plan: Plan | None = None, *, every: int = 250
+) -> Stage:
     """Run or resume stage 3; the checkpoint at `path` is renewed every `every` steps."""
+    plan = plan or kind.plan
     stage = start(path, kind, plan)
     torch.manual_seed(stage.step)
-    lesson = Lesson(kind, plan, data, encoder, Noise(plan.gamma), kind.language.tokens([""]))
+    lesson = Lesson(kind, plan, data, encoder, kind.language.tokens([""]))
     began, first, total = time.monotonic(), stage.step, 0.0
     while stage.step < plan.steps:
         total += step(stage, lesson)

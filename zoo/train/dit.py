@@ -7,7 +7,9 @@ from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DMod
 from torch import Tensor, nn
 
 from zoo.train import schedule, text
-from zoo.train.autoencoder import LATENT_CHANNELS
+from zoo.train.denoiser import Plan
+from zoo.train.pictures import LATENT_CHANNELS
+from zoo.train.still import CARD, WORDS, Still
 from zoo.train.t5 import T5
 
 LAYERS, HEADS, HEAD_WIDTH = 8, 4, 64
@@ -18,10 +20,14 @@ class ShapesDiT:
 
     name = "shapes-dit"
     checkpoint = "dit.pt"
-    steps = 10_000
+    plan = Plan(steps=10_000)
+    examples = 40_000
+    card = CARD
+    world = Still()
+    noise = schedule.Diffusion()
 
     def __init__(self) -> None:
-        self.language = T5()
+        self.language = T5(WORDS)
 
     def build(self) -> PixArtTransformer2DModel:
         """The untrained denoiser, 9 million parameters: 8 blocks of width 256, a token for each of 8x8 latents."""

@@ -1,63 +1,72 @@
-"""Training data of stage 3: many scenes, their latents and several captions each as tokens, made once and kept."""
+"""Training data of stage 3: many examples' latents and several captions each as tokens, made once and kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from torch import Tensor
 
-from zoo.shapes.draw import draw
-from zoo.shapes.world import random_scene
 from zoo.train import checkpoint, text
+from zoo.train.world import World
 
 WORDINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """Pairs of picture and captions.
+    """Examples with captions.
 
     Attributes:
-        latents: [count, channels, 8, 8] float16, already scaled to unit variance.
+        latents: [count, channels, ...] float16, of unit variance.
         ids: [count, WORDINGS, LENGTH] int16 tokens.
-        scale: what the autoencoder's latents were multiplied with.
+        mean: [channels], what was taken off the autoencoder's latents.
+        deviation: [channels], what they were then divided by.
     """
 
-    latents: torch.Tensor
-    ids: torch.Tensor
-    scale: float
+    latents: Tensor
+    ids: Tensor
+    mean: Tensor
+    deviation: Tensor
 
 
 def _encode(
-    autoencoder: AutoencoderKL, language: text.Language, rng: np.random.Generator, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scenes = [random_scene(rng, 1 + int(rng.random() < 0.68), unseen=False) for _ in range(count)]
-    pixels = np.stack([draw(scene, rng) for scene in scenes])
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    autoencoder: Any, language: text.Language, world: World, rng: np.random.Generator, count: int
+) -> tuple[Tensor, Tensor]:
+    batch, captions = world.examples(rng, count, WORDINGS)
     with torch.inference_mode():
         means = autoencoder.encode(batch).latent_dist.mean
-    captions = [text.say(scene, rng).text for scene in scenes for _ in range(WORDINGS)]
-    ids = language.tokens(captions)
-    return means, ids.reshape(count, WORDINGS, text.LENGTH).to(torch.int16)
+    return means, language.tokens(captions).reshape(count, WORDINGS, text.LENGTH).to(torch.int16)
+
+
+def _spread(means: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
+    """What to take off and to divide by, [channels] each: of every channel, or nothing and one factor for all."""
+    if per_channel:
+        deviation, mean = torch.std_mean(means.transpose(0, 1).flatten(1), dim=1)
+        return mean, deviation
+    return torch.zeros(means.shape[1]), means.std().expand(means.shape[1]).clone()
 
 
 def make(
-    path: Path, autoencoder: AutoencoderKL, language: text.Language, *, count: int = 40_000, chunk: int = 500
+    path: Path, autoencoder: Any, language: text.Language, world: World, *, count: int = 40_000, chunk: int = 500
 ) -> Latents:
-    """Load the data at `path`, or make it: `count` scenes, none of them held out."""
+    """Load the data at `path`, or make it: `count` examples, none of them of held-out combinations."""
     state = checkpoint.load(path)
     if state is None:
         rng = np.random.default_rng(1)
         parts = []
         for done in range(0, count, chunk):
-            parts.append(_encode(autoencoder, language, rng, chunk))
+            parts.append(_encode(autoencoder, language, world, rng, chunk))
             if done % 5000 == 0:
                 print(f"latents {done}/{count}", flush=True)
         means = torch.cat([part[0] for part in parts])
-        scale = 1 / float(means.std())
-        state = {"latents": (means * scale).half(), "ids": torch.cat([part[1] for part in parts]), "scale": scale}
+        mean, deviation = _spread(means, per_channel=world.autoencoder.per_channel)
+        across = (-1, *(1 for _ in means.shape[2:]))
+        scaled = (means - mean.reshape(across)) / deviation.reshape(across)
+        ids = torch.cat([part[1] for part in parts])
+        state = {"latents": scaled.half(), "ids": ids, "mean": mean, "deviation": deviation}
         checkpoint.save(path, state)
-    return Latents(state["latents"], state["ids"], state["scale"])
+    return Latents(**state)

@@ -7,8 +7,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 
 from zoo.train import schedule, text
-from zoo.train.autoencoder import LATENT_CHANNELS
 from zoo.train.clip import Clip
+from zoo.train.denoiser import Plan
+from zoo.train.pictures import LATENT_CHANNELS
+from zoo.train.still import CARD, Still
 
 
 class ShapesUNet:
@@ -16,7 +18,11 @@ class ShapesUNet:
 
     name = "shapes-unet"
     checkpoint = "unet.pt"
-    steps = 6500
+    plan = Plan(steps=6500)
+    examples = 40_000
+    card = CARD
+    world = Still()
+    noise = schedule.Diffusion()
 
     def __init__(self) -> None:
         self.language = Clip()
