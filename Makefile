@@ -44,6 +44,7 @@ bench: $(DEV_READY)
 zoo: $(DEV_READY)
 	$(BIN)/python -m zoo.train shapes-unet
 	$(BIN)/python -m zoo.train shapes-dit
+	$(BIN)/python -m zoo.train shapes-video
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """`python -m zoo.accuracy`: the share of unseen prompts that a built-in model paints right, by the checker.
 
-Every named attribute must be right: count, background, colour, shape, size, and how two things lie.
+Every named attribute must be right: count, background, colour, shape, size, and how two things lie. Models of films
+are judged by film_accuracy.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jobs.model_folder import read_model
 from pipelines.denoiser import TorchDenoiser
 from pipelines.drawing import draw_batch
 from pipelines.load import load_components, load_denoiser
+from zoo.film_accuracy import filmer, report_films
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults
 from zoo.shapes.draw import draw
@@ -106,13 +108,17 @@ def report(paint: Painter, count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Score the float model in a folder on unseen prompts and print JSON."""
+    """Score the float model in a folder on unseen prompts, pictures or films, and print JSON."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", type=Path, default=Path("zoo/models/shapes-unet"))
-    options.add_argument("--count", type=int, default=250, help="prompts per number of objects")
+    options.add_argument("--count", type=int, help="prompts: 250 for each number of objects, or 200 of films")
     options.add_argument("--guidance", type=float, help="by default the model's")
     choice = options.parse_args()
-    found = report(painter(choice.model, guidance=choice.guidance), choice.count)
+    if read_model(choice.model).kind == "video":
+        films = report_films(filmer(choice.model, guidance=choice.guidance), choice.count or 200)
+        print(json.dumps(films, indent=1))
+        return
+    found = report(painter(choice.model, guidance=choice.guidance), choice.count or 250)
     print(json.dumps({**found, "checker_error": checker_error()}, indent=1))
 
 

@@ -36,6 +36,9 @@ class Kind(Protocol):
     def build(self) -> Any:
         """The untrained autoencoder: a diffusers model with `encode` and `decode`."""
 
+    def optimizer(self, model: Any, rate: float) -> checkpoint.Optimizer:
+        """What teaches it."""
+
     def batch(self, rng: np.random.Generator, count: int, share: float) -> Tensor:
         """Training data in -1..1, channels first, when this share of the steps is done."""
 
@@ -63,7 +66,7 @@ def train(path: Path, kind: Kind, plan: Plan | None = None, *, every: int = 100)
     plan = plan or kind.plan
     torch.manual_seed(0)
     model = kind.build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = kind.optimizer(model, plan.rate)
     state = checkpoint.load(path)
     start = 0
     if state is not None:

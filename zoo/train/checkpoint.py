@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+
+class Optimizer(Protocol):
+    """What a stage asks of an optimizer."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """With the rate of the next step as `lr`."""
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+
+    def step(self) -> Any:
+        """One update of all weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from `state_dict`."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -34,6 +34,11 @@ class Noise(Protocol):
         """Noisy latents, timesteps [batch], targets and loss weights [batch] for clean latents [batch, ...]."""
 
 
+def adam(model: nn.Module, rate: float) -> torch.optim.AdamW:
+    """What teaches most denoisers."""
+    return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+
 class Kind(Protocol):
     """A model of the zoo: what its recipe does not share with the others'."""
 
@@ -59,6 +64,9 @@ class Kind(Protocol):
     def build(self) -> ModelMixin:
         """The untrained denoiser."""
 
+    def optimizer(self, model: nn.Module, rate: float) -> checkpoint.Optimizer:
+        """What teaches it."""
+
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
         """Its output [B, C, ...] for noisy latents, timesteps [B], text states [B, L, W], and which of them count."""
 
@@ -72,7 +80,7 @@ class Stage:
 
     model: ModelMixin
     average: ModelMixin
-    optimizer: torch.optim.AdamW
+    optimizer: checkpoint.Optimizer
     step: int
 
     def state(self) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def start(path: Path, kind: Kind, plan: Plan) -> Stage:
     torch.manual_seed(0)
     model, average = kind.build(), kind.build()
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = kind.optimizer(model, plan.rate)
     state = checkpoint.load(path)
     if state is None:
         return Stage(model, average, optimizer, 0)

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DMod
 from torch import Tensor, nn
 
 from zoo.train import schedule, text
-from zoo.train.denoiser import Plan
+from zoo.train.denoiser import Plan, adam
 from zoo.train.pictures import LATENT_CHANNELS
 from zoo.train.still import CARD, WORDS, Still
 from zoo.train.t5 import T5
@@ -44,6 +44,10 @@ class ShapesDiT:
             use_additional_conditions=False,
             interpolation_scale=1,
         )
+
+    def optimizer(self, model: nn.Module, rate: float) -> torch.optim.AdamW:
+        """Plain AdamW."""
+        return adam(model, rate)
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
         """The denoiser's output, by bfloat16 matrix products."""

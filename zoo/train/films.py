@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,11 +14,25 @@ from zoo.shapes.film import Window, paint
 from zoo.shapes.motion import FRAMES, pose, random_moving_scene
 from zoo.shapes.world import SIDE
 from zoo.train.autoencoder import Plan
+from zoo.train.muon import MuonAndAdam
 
 LATENT_CHANNELS = 16
-CROPPED = 0.75
-"""Share of the steps that see parts of films only: a sixth of the price, and their edges all the same."""
-CROP_SIDE, CROP_FRAMES = 32, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What films are learned from until a share of the steps is done: so many frames of so many pixels' side, and how
+    many of them for each item of a batch."""
+
+    until: float
+    frames: int
+    side: int
+    items: float
+
+
+PHASES = (Phase(0.2, 1, 32, 4), Phase(0.7, 9, 32, 1), Phase(1.0, FRAMES, SIDE, 1 / 4))
+"""Colours and edges are learned from parts of single frames, at a fraction of the price of moving ones; motion from
+parts of films; whole films teach only what borders and long ways change."""
 
 
 def tensor(films: list[NDArray[np.uint8]]) -> Tensor:
@@ -34,14 +50,15 @@ def channels_last(model: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def part(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A part of a random film near its thing, [CROP_FRAMES, CROP_SIDE, CROP_SIDE, 3] uint8."""
+def part(rng: np.random.Generator, frames: int, side: int) -> NDArray[np.uint8]:
+    """A part of a random film near its thing, [frames, side, side, 3] uint8."""
     scene = random_moving_scene(rng, unseen=False)
-    way = pose(scene.motion, rng).part(int(rng.integers(FRAMES - CROP_FRAMES + 1)), CROP_FRAMES)
-    middle = int(rng.integers(CROP_FRAMES))
-    centre = [track[middle] + rng.uniform(-14, 14) - CROP_SIDE / 2 for track in (way.x, way.y)]
-    left, top = (int(np.clip(round(corner), 0, SIDE - CROP_SIDE)) for corner in centre)
-    return paint(scene, way, Window(left, top, CROP_SIDE))
+    way = pose(scene.motion, rng).part(int(rng.integers(FRAMES - frames + 1)), frames)
+    middle = int(rng.integers(frames))
+    reach = min(14, SIDE - side)
+    corners = [track[middle] + rng.uniform(-reach, reach) - side / 2 for track in (way.x, way.y)]
+    left, top = (int(np.clip(round(corner), 0, SIDE - side)) for corner in corners)
+    return paint(scene, way, Window(left, top, side))
 
 
 class Films:
@@ -49,17 +66,20 @@ class Films:
 
     checkpoint = "vae-films.pt"
     per_channel = True
-    plan = Plan(steps=5200, batch=16, rate=2e-3)
+    plan = Plan(steps=4000, batch=16, rate=4e-3)
 
     def build(self) -> AutoencoderKLWan:
-        """The untrained autoencoder, 5 million parameters: 2x2 pixels are one, then two levels that halve space and
-        time."""
+        """The untrained autoencoder, 2 million parameters: 2x2 pixels are one, then two levels halve space and time.
+
+        Its shortcuts past every level, as Wan 2.2 has them, halve the number of steps and more.
+        """
         model = AutoencoderKLWan(
             base_dim=16,
             decoder_base_dim=32,
             z_dim=LATENT_CHANNELS,
-            dim_mult=[1, 2, 4],
+            dim_mult=[1, 2, 2],
             num_res_blocks=1,
+            is_residual=True,
             temperal_downsample=[True, True],
             patch_size=2,
             in_channels=12,
@@ -75,13 +95,14 @@ class Films:
         channels_last(model)
         return model
 
+    def optimizer(self, model: AutoencoderKLWan, rate: float) -> MuonAndAdam:
+        """Muon: after 100 steps where AdamW is after 250."""
+        return MuonAndAdam(model, rate, ("encoder.conv_in", "decoder.conv_out"), weight_decay=1e-4)
+
     def batch(self, rng: np.random.Generator, count: int, share: float) -> Tensor:
-        """Random parts of training films, [count, 3, 9, 32, 32] float32 in -1..1; towards the end a quarter as many
-        whole films, [count / 4, 3, 17, 64, 64]."""
-        if share < CROPPED:
-            return tensor([part(rng) for _ in range(count)])
-        scenes = [random_moving_scene(rng, unseen=False) for _ in range(max(1, count // 4))]
-        return tensor([paint(scene, pose(scene.motion, rng)) for scene in scenes])
+        """Random parts of training films as the phase has them, [items, 3, frames, side, side] float32 in -1..1."""
+        phase = next(phase for phase in PHASES if share < phase.until)
+        return tensor([part(rng, phase.frames, phase.side) for _ in range(max(1, int(count * phase.items)))])
 
     def scale(self, model: AutoencoderKLWan, mean: Tensor, deviation: Tensor) -> None:
         """Mean and deviation of each channel."""

@@ -46,6 +46,10 @@ class Pictures:
             model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
         return model
 
+    def optimizer(self, model: AutoencoderKL, rate: float) -> torch.optim.AdamW:
+        """Plain AdamW."""
+        return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+
     def batch(self, rng: np.random.Generator, count: int, share: float) -> Tensor:
         """Random training pictures, [count, 3, 64, 64] float32 in -1..1."""
         scenes = [random_scene(rng, 1 + int(rng.random() < 0.65), unseen=False) for _ in range(count)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.train import schedule, text
 from zoo.train.clip import Clip
-from zoo.train.denoiser import Plan
+from zoo.train.denoiser import Plan, adam
 from zoo.train.pictures import LATENT_CHANNELS
 from zoo.train.still import CARD, Still
 
@@ -42,6 +42,10 @@ class ShapesUNet:
             norm_num_groups=16,
         )
         return model.to(memory_format=torch.channels_last)
+
+    def optimizer(self, model: nn.Module, rate: float) -> torch.optim.AdamW:
+        """Plain AdamW."""
+        return adam(model, rate)
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
         """The denoiser's output. Padding is the caption's end once more, and not masked."""

@@ -10,6 +10,7 @@ from zoo.train import schedule, text
 from zoo.train.denoiser import Plan
 from zoo.train.films import LATENT_CHANNELS
 from zoo.train.moving import CARD, WORDS, Moving
+from zoo.train.muon import MuonAndAdam
 from zoo.train.t5 import UMT5
 
 LAYERS, HEADS, HEAD_WIDTH = 8, 4, 64
@@ -20,7 +21,7 @@ class ShapesVideo:
 
     name = "shapes-video"
     checkpoint = "video.pt"
-    plan = Plan(steps=10_000, batch=48, rate=8e-4)
+    plan = Plan(steps=6500, batch=64, rate=2e-3)
     examples = 20_000
     card = CARD
     world = Moving()
@@ -31,7 +32,7 @@ class ShapesVideo:
 
     def build(self) -> WanTransformer3DModel:
         """The untrained denoiser, 8 million parameters: 8 blocks of width 256, a token for 2x2 of 5x8x8 latents."""
-        return WanTransformer3DModel(
+        model = WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=HEADS,
             attention_head_dim=HEAD_WIDTH,
@@ -43,6 +44,15 @@ class ShapesVideo:
             num_layers=LAYERS,
             rope_max_seq_len=128,
         )
+        for module in model.modules():
+            if isinstance(module, nn.RMSNorm):
+                # under autocast its input is bfloat16 and its weight is not, for which torch has no fast way
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        return model
+
+    def optimizer(self, model: nn.Module, rate: float) -> MuonAndAdam:
+        """Muon, as for the autoencoder."""
+        return MuonAndAdam(model, rate, ("patch_embedding", "proj_out"))
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
         """The denoiser's output, by bfloat16 matrix products; the pipeline gives it zeros for padding, and no mask."""
