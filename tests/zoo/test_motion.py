@@ -119,6 +119,7 @@ def test_things_stay_inside_and_every_frame_differs_from_the_last() -> None:
 
 def test_a_window_is_a_part_of_the_film() -> None:
     way = pose(Motion.ORBIT, np.random.default_rng(0))
+    assert {track.dtype for track in (way.x, way.y, way.radius, way.angle)} == {np.dtype(np.float32)}
     scene = replace(SCENE, motion=Motion.ORBIT)
     part = paint(scene, way.part(4, 9), Window(10, 20, 32))
     assert (part == paint(scene, way)[4:13, 20:52, 10:42]).all()

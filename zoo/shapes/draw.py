@@ -11,39 +11,41 @@ from numpy.typing import NDArray
 from zoo.shapes.world import BACKGROUNDS, COLOURS, SIDE, SIZES, Scene, places
 
 Plane = NDArray[np.floating[Any]]
+Radius = float | Plane
+"""Of one picture, or of each picture of a stack [count, 1, 1]."""
 
 
-def _circle(x: Plane, y: Plane, r: float) -> Plane:
+def _circle(x: Plane, y: Plane, r: Radius) -> Plane:
     return np.hypot(x, y) - r
 
 
-def _square(x: Plane, y: Plane, r: float) -> Plane:
+def _square(x: Plane, y: Plane, r: Radius) -> Plane:
     return np.maximum(np.abs(x), np.abs(y)) - r
 
 
-def _triangle(x: Plane, y: Plane, r: float) -> Plane:
+def _triangle(x: Plane, y: Plane, r: Radius) -> Plane:
     slope = np.sqrt(5.0)
     distance: Plane = np.maximum(y - r, (2 * np.abs(x) - y - r) / slope)
     return distance
 
 
-def _diamond(x: Plane, y: Plane, r: float) -> Plane:
+def _diamond(x: Plane, y: Plane, r: Radius) -> Plane:
     distance: Plane = (np.abs(x) + np.abs(y) - r) / np.sqrt(2.0)
     return distance
 
 
-def _cross(x: Plane, y: Plane, r: float) -> Plane:
+def _cross(x: Plane, y: Plane, r: Radius) -> Plane:
     bar = r / 3
     wide = np.maximum(np.abs(x) - r, np.abs(y) - bar)
     tall = np.maximum(np.abs(x) - bar, np.abs(y) - r)
     return np.minimum(wide, tall)
 
 
-def _ring(x: Plane, y: Plane, r: float) -> Plane:
+def _ring(x: Plane, y: Plane, r: Radius) -> Plane:
     return np.abs(np.hypot(x, y) - 0.72 * r) - 0.28 * r
 
 
-DISTANCE: dict[str, Callable[[Plane, Plane, float], Plane]] = {
+DISTANCE: dict[str, Callable[[Plane, Plane, Radius], Plane]] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,

@@ -146,7 +146,7 @@ def _bounce(rng: np.random.Generator, time: Track) -> Pose:
 
 def _orbit(rng: np.random.Generator, time: Track) -> Pose:
     """Once round the middle, clockwise, from the top."""
-    turn = np.radians(-90 + rng.uniform(-8, 8)) + 2 * np.pi * time
+    turn = np.radians(-90 + rng.uniform(-8, 8) + 360 * time)
     radius = 15 + rng.uniform(-1, 1)
     x, y = _around(rng, 2) + radius * np.cos(turn), _around(rng, 2) + radius * np.sin(turn)
     return Pose(x, y, _steady(9 + rng.uniform(-0.7, 0.7), time), 0 * time)
@@ -172,5 +172,4 @@ def pose(motion: Motion, rng: np.random.Generator, frames: int = FRAMES) -> Pose
     """
     if frames < 2:
         raise ValueError(f"a motion needs at least 2 frames, got {frames}")
-    way = _WAYS[motion](rng, np.linspace(0, 1, frames))
-    return Pose(*(getattr(way, name).astype(np.float32) for name in ("x", "y", "radius", "angle")))
+    return _WAYS[motion](rng, np.linspace(0, 1, frames, dtype=np.float32))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zoo.train import checkpoint
+from zoo.train.checkpoint import Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Kind(Protocol):
     def build(self) -> Any:
         """The untrained autoencoder: a diffusers model with `encode` and `decode`."""
 
-    def optimizer(self, model: Any, rate: float) -> checkpoint.Optimizer:
+    def optimizer(self, model: Any, rate: float) -> Optimizer:
         """What teaches it."""
 
     def batch(self, rng: np.random.Generator, count: int, share: float) -> Tensor:

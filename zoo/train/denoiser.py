@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from zoo.train import checkpoint, text
+from zoo.train.checkpoint import Optimizer
 from zoo.train.latents import Latents
 from zoo.train.world import World
 
@@ -64,7 +65,7 @@ class Kind(Protocol):
     def build(self) -> ModelMixin:
         """The untrained denoiser."""
 
-    def optimizer(self, model: nn.Module, rate: float) -> checkpoint.Optimizer:
+    def optimizer(self, model: nn.Module, rate: float) -> Optimizer:
         """What teaches it."""
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Stage:
 
     model: ModelMixin
     average: ModelMixin
-    optimizer: checkpoint.Optimizer
+    optimizer: Optimizer
     step: int
 
     def state(self) -> dict[str, Any]:

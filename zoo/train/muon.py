@@ -26,7 +26,8 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    nearest: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return nearest
 
 
 class Muon(torch.optim.Optimizer):
@@ -43,14 +44,14 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, group)
+                    self._update(weight, weight.grad, group)
 
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: Tensor, slope: Tensor, group: dict[str, Any]) -> None:
         kept = self.state[weight]
         if "momentum" not in kept:
             kept["momentum"] = torch.zeros_like(weight)
-        momentum = kept["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-        ahead = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
+        momentum = kept["momentum"].lerp_(slope, 1 - group["momentum"])
+        ahead = slope.lerp(momentum, group["momentum"]).flatten(1)
         size = 0.2 * max(ahead.shape) ** 0.5
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(orthogonal(ahead).reshape(weight.shape), alpha=-group["lr"] * size)
@@ -60,7 +61,8 @@ class MuonAndAdam:
     """Muon for the matrices of a model; AdamW for its vectors, and for its ends, the layers named so."""
 
     def __init__(self, model: nn.Module, lr: float, ends: tuple[str, ...], weight_decay: float = 0.01) -> None:
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for name, weight in model.named_parameters():
             plain = weight.ndim < 2 or min(weight.flatten(1).shape) == 1 or name.startswith(ends)
             (others if plain else matrices).append(weight)

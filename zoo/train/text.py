@@ -36,6 +36,9 @@ class Plan:
 class Language(Protocol):
     """A tokenizer, an encoder for it, and which of the encoder's states can know the whole caption."""
 
+    words: Any
+    """The tokenizer, of transformers."""
+
     def tokens(self, texts: list[str]) -> Tensor:
         """Token ids as the pipeline makes them, [batch, LENGTH] int64."""
 
