@@ -43,6 +43,13 @@ class Fidelity(BaseModel):
     mismatch_rate: float | None = Field(
         None, description="Share of such outputs that are most similar to float's of another step."
     )
+    change_error: float | None = Field(
+        None, description="Of videos: root mean square of how changes from frame to frame differ from float's, 0 to 1."
+    )
+    flicker: float | None = Field(
+        None, description="Of videos: mean change, 0 to 1, from frame to frame of what stands still in float's video."
+    )
+    float_flicker: float | None = Field(None, description="Float's own mean change there.")
     seconds: float | None = Field(None, description="For one picture in a batch, on the machine that measured.")
     float_seconds: float | None = Field(None, description="The same by float, in the same run.")
 

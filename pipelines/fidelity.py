@@ -7,7 +7,7 @@ passes a checker, and pictures to compare with, where they exist.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -21,15 +21,24 @@ from pipelines.denoiser import Denoiser
 from pipelines.drawing import Drawn, draw_batch
 from pipelines.families import Subject, UnsupportedModel
 from pipelines.load import Components
-from pipelines.similarity import SMALLEST_SIDE, decibels, mean_decibels, ms_ssim, psnr, ssim
+from pipelines.similarity import (
+    SMALLEST_SIDE,
+    Consistency,
+    consistency,
+    decibels,
+    mean_decibels,
+    ms_ssim,
+    psnr,
+    ssim,
+)
 from pipelines.temporal import NO_TEMPORAL, TemporalFidelity, compare_features
 from quant.metrics import Features
 
 Checker = Callable[[str, Tensor], bool]
-"""Whether a picture [3, H, W] float in 0..1 shows all that a prompt names."""
+"""Whether a picture [3, H, W], or a video [F, 3, H, W], float in 0..1 shows all that a prompt names."""
 
 OnPicture = Callable[[str, int, Tensor], None]
-"""Told (profile, number of the subject, its picture [C, H, W] float in 0..1)."""
+"""Told (profile, number of the subject, its picture [C, H, W], or video [F, C, H, W], float in 0..1)."""
 
 
 class Reference(Protocol):
@@ -48,6 +57,7 @@ class PromptFidelity:
 
     `psnr_db` is None where the pictures are identical. `trajectory` is the relative L2 distance of its latents from
     float's after each scheduler step, `latent_error` the last of them. `right` is None without a checker.
+    Of videos the SSIMs are means over frames, and `consistency` is there.
     """
 
     prompt: Subject
@@ -61,6 +71,7 @@ class PromptFidelity:
     trajectory: tuple[float, ...]
     seconds: float
     right: bool | None
+    consistency: Consistency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class ProfileFidelity:
         seconds: for one picture: the median over pictures, so that what is compiled at the start does not count.
         temporal_*, mismatch_*: of its temporal features, see `TemporalFidelity`.
         frechet: Fréchet distance of all its pictures from the reference.
+        change_error, flicker, float_flicker: of videos, means of `Consistency`.
     """
 
     profile: str
@@ -93,6 +105,9 @@ class ProfileFidelity:
     prompt_accuracy: float | None
     float_prompt_accuracy: float | None
     frechet: float | None
+    change_error: float | None
+    flicker: float | None
+    float_flicker: float | None
     temporal_cosine_worst: float | None
     temporal_cosine_mean: float | None
     temporal_cosine_worst_by_step: tuple[float, ...]
@@ -117,7 +132,7 @@ class ProfileFidelity:
                 "float_prompt_accuracy",
                 "trajectory_distance",
             ),
-            *("temporal_cosine_worst", "mismatch_rate", "seconds"),
+            *("temporal_cosine_worst", "mismatch_rate", "seconds", "change_error", "flicker", "float_flicker"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -195,23 +210,36 @@ def _compare(
         raise UnsupportedModel(f"pictures of {width}x{height} pixels cannot be compared: SSIM needs at least {side}")
     trajectories = trajectory_distances(drawn.latents, truth.latents).tolist()
     levels = [decibels(psnr(own, other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
-    scaled = [ms_ssim(own, other) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
+    pairs = [(_frames(own), _frames(other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
+    scaled = [[ms_ssim(*frames) for frames in zip(*pair, strict=True)] for pair in pairs]
     return [
         PromptFidelity(
             prompt=subject,
             seed=seeds[i],
             psnr_db=levels[i],
             identical=levels[i] is None,
-            ssim=ssim(drawn.pictures[i], truth.pictures[i]),
-            ms_ssim=scaled[i].value,
-            ms_ssim_scales=scaled[i].scales,
+            ssim=statistics.fmean(ssim(*frames) for frames in zip(*pairs[i], strict=True)),
+            ms_ssim=statistics.fmean(one.value for one in scaled[i]),
+            ms_ssim_scales=scaled[i][0].scales,
             latent_error=trajectories[i][-1],
             trajectory=tuple(trajectories[i]),
             seconds=drawn.seconds,
             right=None if checker is None or not isinstance(subject, str) else checker(subject, drawn.pictures[i]),
+            consistency=consistency(*pairs[i]),
         )
         for i, subject in enumerate(subjects)
     ]
+
+
+def _frames(picture: Tensor) -> Tensor:
+    """The frames [F, C, H, W] of a video; a picture is one."""
+    return picture if picture.ndim == 4 else picture[None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def trajectory_distances(latents: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
@@ -235,7 +263,7 @@ def _summarize(
     reference: Reference | None,
     temporal: TemporalFidelity,
 ) -> ProfileFidelity:
-    each = rows.each
+    each, moves = rows.each, [row.consistency for row in rows.each if row.consistency is not None]
     level, identical = mean_decibels(row.psnr_db for row in each)
     trajectory = tuple(map(statistics.fmean, zip(*(row.trajectory for row in each), strict=True)))
     return ProfileFidelity(
@@ -254,6 +282,9 @@ def _summarize(
         prompt_accuracy=rows.accuracy(),
         float_prompt_accuracy=float_accuracy,
         frechet=rows.distance(reference),
+        change_error=_mean(one.change_error for one in moves),
+        flicker=_mean(one.flicker for one in moves),
+        float_flicker=_mean(one.float_flicker for one in moves),
         temporal_cosine_worst=temporal.cosine_worst,
         temporal_cosine_mean=temporal.cosine_mean,
         temporal_cosine_worst_by_step=temporal.cosine_worst_by_step,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.bearer import DtypeBearer
 from quant.clock import BRANCHES, MomentHolder
 from quant.grid import Affine, along_channels, from_integers
 from quant.tokens import round_between, round_tokens
@@ -35,7 +36,7 @@ class InputGrid(NamedTuple):
     zero_point: Literal["shared", "token"] = "shared"
 
 
-class QuantizedLayer(nn.Module, ABC):
+class QuantizedLayer(DtypeBearer, ABC):
     """What quantized linears and convolutions share.
 
     Buffers (all saved, all static; without values they are made empty, to be filled from an artifact):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quant.bearer import DtypeBearer
 from quant.clock import MomentHolder
 from quant.errors import QuantError
 from quant.layers import InputGrid, QuantizedLinear, replace_layers
@@ -24,7 +25,7 @@ READ_BY_MODELS = ("in_features", "out_features", "num_embeddings", "embedding_di
 """Attributes of layers that models read."""
 
 
-class _StandIn(nn.Module):
+class _StandIn(DtypeBearer):
     """What models read of a layer that is gone: an empty weight of its dtype, sizes; neither saved nor counted.
 
     Attributes:
@@ -32,27 +33,16 @@ class _StandIn(nn.Module):
         by_index: whether the input has no feature axis, as an embedding's.
     """
 
+    bearer = "weight"
+    weight: Tensor
+
     def __init__(self, like: nn.Module, last: int, by_index: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(0, dtype=dtype_of(like)), requires_grad=False)
+        super().__init__(dtype_of(like))
         self.bias = None
         self.last, self.by_index = last, by_index
         for name in READ_BY_MODELS:
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-
-    def _save_to_state_dict(self, *arguments: Any) -> None:
-        self._without_weight(super()._save_to_state_dict, arguments)
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._without_weight(super()._load_from_state_dict, arguments)
-
-    def _without_weight(self, function: Any, arguments: tuple[Any, ...]) -> None:
-        weight = self._parameters.pop("weight")
-        try:
-            function(*arguments)
-        finally:
-            self._parameters["weight"] = weight
 
     def lead(self, x: Tensor) -> tuple[int, ...]:
         """The output's shape but for its last axis."""

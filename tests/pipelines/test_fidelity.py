@@ -17,7 +17,9 @@ from pipelines.drawing import draw_batch
 from pipelines.families import UnsupportedModel
 from pipelines.fidelity import evaluate, trajectory_distances
 from pipelines.load import Components, load_components, load_denoiser
+from pipelines.similarity import consistency, psnr, ssim
 from pipelines.tiny import save_tiny
+from pipelines.tiny_videos import save_tiny_video
 from tests.pipelines.promptless import SUBJECTS, save_promptless
 
 DEFAULTS = Defaults(width=32, height=32, num_inference_steps=2, guidance_scale=3.0)
@@ -170,3 +172,26 @@ def test_relative_errors_are_those_of_the_library(folder: Path) -> None:
     assert found.shape == (2, 2)
     assert found[:, 1].tolist() == [0.0, 0.0]
     assert found[1, 0].item() == pytest.approx(quant.relative_error(one[1], other[1]))
+
+
+def test_videos_are_compared_frame_by_frame_and_by_their_changes(tmp_path: Path) -> None:
+    components = load_components(save_tiny_video("wan", tmp_path / "wan"))
+    at = Defaults(width=32, height=32, num_inference_steps=2, guidance_scale=3.0, num_frames=5, fps=8)
+    denoisers, seen = two(components), dict[tuple[str, int], Tensor]()
+    float_, off = evaluate(
+        components,
+        denoisers,
+        ["a b", "c"],
+        at,
+        checker=lambda prompt, video: video.shape == (5, 3, 32, 32),
+        on_picture=lambda profile, number, video: seen.update({(profile, number): video}),
+    )
+    assert (float_.identical, float_.change_error, off.prompt_accuracy) == (2, 0.0, 1.0)
+    truth, own = seen["float", 1], seen["off", 1]
+    assert off.each[1].psnr_db == pytest.approx(psnr(own, truth))
+    assert off.each[1].ssim == pytest.approx(sum(ssim(own[i], truth[i]) for i in range(5)) / 5)
+    changes = [consistency(seen["off", i], seen["float", i]) for i in range(2)]
+    assert None not in changes and off.each[1].consistency == changes[1]
+    assert off.change_error == pytest.approx(sum(one.change_error for one in changes if one) / 2)
+    assert Fidelity.model_validate(off.summary()).change_error == off.change_error
+    assert json.loads(json.dumps(off.as_json()))["each"][0]["consistency"]["still_share"] >= 0
