@@ -8,23 +8,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.rows import MAX_ROWS, RowLimits, Search
 from workers.task import Task
+from workers.tickets import Between, Order, Served, Ticket
 from workers.turns import Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.denoiser import Denoiser, DenoiserCall
+    from pipelines.denoiser import DenoiserCall
+
+__all__ = ["Batch", "Hub", "Served"]
 
 log = logging.getLogger(__name__)
-
-AGEING_SECONDS = 2.0
-"""A call that waited so long ranks one priority higher: nothing starves."""
 
 STRAGGLER_SECONDS = 0.002
 STRAGGLER_SHARE = 0.2
@@ -39,15 +39,6 @@ IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Served:
-    """A denoiser under the names that metrics and limits know it by."""
-
-    model: str
-    profile: str
-    denoiser: Denoiser
-
-
-@dataclass(frozen=True)
 class Batch:
     """What is told of one run of a denoiser."""
 
@@ -59,33 +50,6 @@ class Batch:
     fallbacks: int = 0
 
 
-@dataclass(eq=False)
-class Ticket:
-    """One call that waits for its rows."""
-
-    task: Task
-    served: Served
-    call: DenoiserCall
-    key: Hashable
-    born: float = field(default_factory=time.monotonic)
-    done: threading.Event = field(default_factory=threading.Event)
-    output: Tensor | None = None
-    error: Exception | None = None
-
-    def urgency(self, now: float) -> tuple[int, bool, float]:
-        """Smaller goes first: rank less age, then a job's first call before others' next ones, then the older."""
-        rank = max(0, self.task.rank - int((now - self.born) / AGEING_SECONDS))
-        return rank, self.task.denoiser_calls > 0, self.born
-
-
-@dataclass(frozen=True)
-class _Between:
-    """A job that has its rows and will come back soon: with which key, and until when it is worth waiting for."""
-
-    key: Hashable
-    until: float
-
-
 class Hub:
     """Runs the calls of all jobs. `run` is called by job threads; everything else happens on the hub's own."""
 
@@ -94,8 +58,9 @@ class Hub:
         self._tell = tell
         self._limits = RowLimits()
         self._changed = threading.Condition()
+        self._order = Order(lambda key: self._limits.of(key).seconds)
         self._waiting: list[Ticket] = []
-        self._between: dict[Task, _Between] = {}
+        self._between: dict[Task, Between] = {}
         self._stopping = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="hub", daemon=True)
@@ -149,6 +114,11 @@ class Hub:
             self._waiting = [ticket for ticket in self._waiting if ticket.task is not task]
             self._changed.notify_all()
 
+    def expect(self, task: Task) -> None:
+        """The task will come with its first call at once, or takes the device's turn itself: worth a moment's wait."""
+        with self._changed:
+            self._between[task] = Between(task, time.monotonic())
+
     def measure(self, served: Served, call: DenoiserCall, seconds: float) -> int:
         """Finds the row limit for a call's shape by running it, in turn with others; returns the limit.
 
@@ -186,32 +156,31 @@ class Hub:
                 self._wait_for_stragglers()
             with self._turns.take():
                 with self._changed:
+                    self._wait_for_stragglers()  # whoever had the turn before may come with a call now
                     batch = self._choose()
                 if batch:
                     self._run(batch)
 
     def _wait_for_stragglers(self) -> None:
         while self._waiting and not self._stopping:
-            lead = self._lead()
-            rows = sum(ticket.call.rows for ticket in self._waiting if ticket.key == lead.key)
-            if rows >= self._limits.of(lead.key).rows:
-                return
             now = time.monotonic()
-            times = [coming.until - now for coming in self._between.values() if coming.key == lead.key]
-            if not times or max(times) <= 0:
+            lead = self._order.sorted(self._waiting, now)[0]
+            coming = self._between.values()
+            times = [self._order.patience(coming, lead, now)]
+            if (
+                sum(ticket.call.rows for ticket in self._waiting if ticket.key == lead.key)
+                < self._limits.of(lead.key).rows
+            ):
+                times += [one.until - now for one in coming if one.key == lead.key]
+            if max(times) <= 0:
                 return
             self._changed.wait(max(times))
 
-    def _lead(self) -> Ticket:
-        now = time.monotonic()
-        return min(self._waiting, key=lambda ticket: ticket.urgency(now))
-
     def _choose(self) -> list[Ticket]:
-        """Takes the most urgent call and, by urgency, those that fit with it up to the limit. Empty if all left."""
+        """Takes the first call and, in order, those that fit with it up to the limit. Empty if all left."""
         if not self._waiting:
             return []
-        now = time.monotonic()
-        lead, *others = sorted(self._waiting, key=lambda ticket: ticket.urgency(now))
+        lead, *others = self._order.sorted(self._waiting, time.monotonic())
         batch, rows, limit = [lead], lead.call.rows, self._limits.of(lead.key).rows
         for ticket in others:
             if ticket.key == lead.key and rows + ticket.call.rows <= limit:
@@ -231,8 +200,12 @@ class Hub:
             self._isolate(batch, error)
             return
         seconds = time.monotonic() - started
+        limit = self._limits.of(batch[0].key)
+        limit.seconds = seconds
         if rows <= MAX_ROWS:
-            self._limits.of(batch[0].key).observe(rows, seconds)
+            limit.observe(rows, seconds)
+        with self._changed:
+            self._order.ran(batch[0], self._waiting, seconds)
         self._hand_back(batch, outputs, seconds)
         self._tell(Batch(served, rows, len(batch), seconds, fallbacks=served.denoiser.fallbacks - before))
 
@@ -247,11 +220,12 @@ class Hub:
             self._run([ticket])
 
     def _hand_back(self, batch: list[Ticket], outputs: list[Tensor], seconds: float) -> None:
-        until = time.monotonic() + max(STRAGGLER_SECONDS, STRAGGLER_SHARE * seconds)
+        now = time.monotonic()
+        until = now + max(STRAGGLER_SECONDS, STRAGGLER_SHARE * seconds)
         with self._changed:
             for ticket in batch:
                 if not ticket.task.canceled:
-                    self._between[ticket.task] = _Between(ticket.key, until)
+                    self._between[ticket.task] = Between(ticket.task, now, ticket.key, until)
         for ticket, output in zip(batch, outputs, strict=True):
             ticket.output = output
             ticket.done.set()

@@ -68,6 +68,8 @@ class RowLimit:
     def __init__(self) -> None:
         self.rows = FIRST_ROWS
         self.settled = False
+        self.seconds: float | None = None
+        """What the last call took, of however many rows."""
         self._rates: dict[int, float] = {}
         self._runs = 0  # of the size on trial, which is `rows`; negative while it rests
 

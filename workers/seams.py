@@ -111,12 +111,15 @@ class JobSeams:
         """The device's turn, for a job that is still wanted. What others do in its breaths is not this stage's time."""
         self._task.check()
         with self._turns.take(self.alive) as turn:
+            self._hub.leave(self._task)
             self._task.check()
             started = time.monotonic()
             try:
                 yield
             finally:
                 self._stages.add(stage, time.monotonic() - started - turn.lent_seconds)
+                if stage == "text_encode":
+                    self._hub.expect(self._task)
 
     def alive(self) -> None:
         """To be called in long work between steps: says now and then that it goes on, and ends it when canceled."""
@@ -130,7 +133,7 @@ class JobSeams:
         self._task.check()
         self._stages.report.stepped(step, total)
         if step >= total:
-            self._hub.leave(self._task)
+            self._hub.expect(self._task)  # to be decoded
             self._stages.add("denoise", time.monotonic() - self._denoising_since)
         elif step in preview_steps(self._previews, total):
             self._hub.leave(self._task)

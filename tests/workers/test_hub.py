@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pipelines.denoiser import DenoiserCall
 from workers.hub import Batch, Hub, Served
 from workers.rows import MAX_ROWS, RETRY_CALLS, RowLimit, Search
 from workers.task import JobCanceledSignal, Task
+from workers.tickets import Order, Ticket
 from workers.turns import Turns
 
 POISON = -666.0
@@ -65,6 +67,12 @@ class Bench:
 
         limit = self.hub._limits.of(("m", "p", group_key(call(0.0, 1, width))))
         limit.rows, limit.settled = rows, True
+
+    def set_seconds(self, seconds: float, width: int) -> None:
+        """Makes known what a call of a width takes, as if one had run."""
+        from pipelines.batch import group_key
+
+        self.hub._limits.of(("m", "p", group_key(call(0.0, 1, width)))).seconds = seconds
 
     def ask(self, value: float, task: Task | None = None, **shape: int) -> Task:
         """Calls on a thread of its own and returns once the hub has the call."""
@@ -157,7 +165,7 @@ def test_higher_priority_goes_first_and_age_decides_among_equals(bench: Bench) -
 
 
 def test_waiting_raises_a_low_priority(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.hub.AGEING_SECONDS", 0.02)
+    monkeypatch.setattr("workers.tickets.AGEING_SECONDS", 0.02)
     bench.block()
     bench.ask(1.0, Task("low", priority=Priority.LOW), width=4)
     time.sleep(0.1)
@@ -185,6 +193,106 @@ def test_a_new_job_takes_its_first_step_within_two_calls(bench: Bench) -> None:
     stop.set()
     bench.finish()
     assert 1.0 in flat(bench.gate.seen[seen : seen + 2])
+
+
+PICTURE, VIDEOS = 4, (21, 22, 23)
+
+
+@pytest.fixture
+def busy(bench: Bench) -> Bench:
+    """A bench where a call of a picture takes 10 ms, and those of three videos, of other shapes each, 300 ms."""
+    bench.set_seconds(0.01, PICTURE)
+    for width in VIDEOS:
+        bench.set_seconds(0.3, width)
+    return bench
+
+
+def film(width: int) -> Task:
+    """A video's job that is under way."""
+    task = Task(f"video-{width}")
+    task.denoiser_calls = 7
+    return task
+
+
+def test_a_picture_waits_for_one_call_of_a_video_not_for_one_of_each(busy: Bench) -> None:
+    picture = Task("picture")
+    picture.denoiser_calls = 3
+    busy.block()
+    for width in VIDEOS:
+        busy.ask(float(width), film(width), width=width)
+    busy.ask(1.0, picture, width=PICTURE)
+    assert flat(busy.gate.seen) == [0.0]
+    busy.gate.permits.release()
+    assert busy.gate.entered.acquire(timeout=10)
+    assert flat(busy.gate.seen[1:]) == [1.0], "although the videos came first"
+    busy.finish()
+    assert flat(busy.gate.seen[2:]) == [21.0, 22.0, 23.0], "the oldest of them first"
+
+
+def test_a_video_waits_a_moment_for_the_next_call_of_a_picture(busy: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is away between two calls, while its scheduler steps; a video's call of seconds must not slip in."""
+    monkeypatch.setattr("workers.tickets.PATIENCE_SECONDS", 5.0)  # a moment, on a busy machine
+    monkeypatch.setattr("workers.tickets.PATIENCE_SHARE", 100.0)
+
+    def work() -> None:
+        picture = Task("picture")
+        for _ in range(10):
+            busy.hub.run(picture, busy.served, call(1.0, width=PICTURE))
+            time.sleep(0.002)
+        busy.hub.leave(picture)
+
+    def run(given: DenoiserCall) -> Tensor:
+        time.sleep(0.001 if given.sample.shape[1] == PICTURE else 0.3)
+        busy.gate.seen.append(given.sample[:, 0].tolist())
+        return given.sample
+
+    monkeypatch.setattr(busy.gate, "run", run)
+    videos = [film(width) for width in VIDEOS]
+    stop = threading.Event()
+
+    def show(task: Task, width: int) -> None:
+        while not stop.is_set():
+            busy.hub.run(task, busy.served, call(float(width), width=width))
+
+    for task, width in zip(videos, VIDEOS, strict=True):
+        busy.threads.append(threading.Thread(target=show, args=(task, width)))
+    busy.threads.append(threading.Thread(target=work))
+    for thread in busy.threads:
+        thread.start()
+    busy.threads[-1].join(30)
+    stop.set()
+    busy.finish()
+    seen = flat(busy.gate.seen)
+    calls = [index for index, value in enumerate(seen) if value == 1.0]
+    between = [b - a - 1 for a, b in pairwise(calls)]
+    assert max(between) <= 1 and sum(between) <= 4, seen
+    shares = [seen.count(float(width)) for width in VIDEOS]
+    assert max(shares) - min(shares) <= 1, "videos take turns"
+
+
+def test_pictures_do_not_starve_a_video(busy: Bench) -> None:
+    order = Order(lambda key: {"light": 0.5, "heavy": 2.0}[str(key)])
+    video, picture = film(21), Task("picture")
+    picture.denoiser_calls = 3
+    waiting = [ticket(video, "heavy", born=0.0), ticket(picture, "light", born=1.0)]
+    ran = []
+    for _ in range(12):
+        first, left = order.sorted(waiting, 1.5)
+        ran.append(str(first.key))
+        order.ran(first, [left], {"light": 0.5, "heavy": 2.0}[str(first.key)])
+        first.overtaken = 0.0  # its next call is a new ticket
+    assert ran == (["light"] * 4 + ["heavy"]) * 2 + ["light"] * 2, "half of the time each"
+
+
+def test_a_lower_priority_overtakes_nobody(busy: Bench) -> None:
+    order = Order(lambda key: {"light": 0.01, "heavy": 2.0}[str(key)])
+    video, low = film(21), Task("picture", priority=Priority.LOW)
+    waiting = [ticket(video, "heavy", born=1.0), ticket(low, "light", born=1.0)]
+    assert [one.task for one in order.sorted(waiting, 1.5)] == [video, low]
+
+
+def ticket(task: Task, key: str, born: float) -> Ticket:
+    return Ticket(task, Served("m", "p", Gate()), call(0.0), key, born)
 
 
 def test_an_error_reaches_only_the_job_that_earned_it(bench: Bench) -> None:
