@@ -7,12 +7,13 @@ another worker has the job) gets False: whoever hears it must delete the files m
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from jobs.job import Failure, JobResult
-from jobs.keys import RETURNED, Keys
+from jobs.keys import LANES, RETURNED, Keys
 from jobs.link import Link
 from jobs.records import Claim, Renewal, WorkerInfo, job_from_pairs
 from jobs.settings import Settings
@@ -22,13 +23,17 @@ MAX_WAIT_SECONDS = 2.0
 
 
 class Claims:
-    """What workers do with the queue of one lane."""
+    """What workers do with the queue: of all lanes, or of some."""
 
-    def __init__(self, redis: Redis, settings: Settings, lane: str = "image") -> None:
+    def __init__(self, redis: Redis, settings: Settings, lanes: Sequence[str] = LANES) -> None:
+        """Raises ValueError for a lane that there is not, or none at all."""
+        if not lanes or not set(lanes) <= set(LANES):
+            raise ValueError(f"lanes must be some of {LANES}; got {lanes}")
         self._settings = settings
-        self._keys = Keys(settings.namespace, lane)
+        self._keys = Keys(settings.namespace)
         self._link = Link(redis, self._keys, settings)
-        self._heard = "0"
+        self._lanes = tuple(lanes)
+        self._heard = {self._keys.bell(lane): "0" for lane in lanes}
         self._tokens: dict[str, str] = {}
 
     async def wait(self, timeout: float) -> frozenset[str]:
@@ -37,18 +42,19 @@ class Claims:
         Returns the ids of jobs, anyone's, whose cancel was asked for since the last call; `renew` tells them too.
         """
         block = max(1, round(min(timeout, MAX_WAIT_SECONDS) * 1000))
-        reply = await self._link.call("XREAD", "BLOCK", block, "STREAMS", self._keys.bell, self._heard)
-        rings = cast("list[Any]", reply[0][1]) if reply else []
-        if rings:
-            self._heard = rings[-1][0]
-        return frozenset(fields["cancel"] for _, fields in rings if "cancel" in fields)
+        reply = await self._link.call("XREAD", "BLOCK", block, "STREAMS", *self._heard, *self._heard.values())
+        canceled: set[str] = set()
+        for bell, rings in cast("list[Any]", reply or []):
+            self._heard[bell] = rings[-1][0]
+            canceled |= {fields["cancel"] for _, fields in rings if "cancel" in fields}
+        return frozenset(canceled)
 
     async def take(self, worker: str, room: int) -> list[Claim]:
         """Begin up to `room` jobs, the most urgent first; does not wait. They are running and leased when this returns.
 
         Urgency is creation time, put back by `ageing_seconds` for each step below high: a priority overtakes for that
-        long and starves nobody. Jobs that lost a worker keep their place. When the reply is lost on the way, the next
-        call by this object hands the same claims out again.
+        long and starves nobody. Lanes are equals. Jobs that lost a worker keep their place. When the reply is lost on
+        the way, the next call by this object hands the same claims out again.
         """
         if worker == RETURNED:
             raise ValueError(f"a worker cannot be named {worker!r}")
@@ -58,7 +64,7 @@ class Claims:
         more = 1
         taken: list[Any] = []
         while more and not taken:
-            more, *taken = await self._link.run("take", worker, token, room)
+            more, *taken = await self._link.run("take", worker, token, room, *self._lanes)
         if taken:
             del self._tokens[worker]
         return [Claim(job_from_pairs(job_id, pairs), token) for job_id, pairs in taken]

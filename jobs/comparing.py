@@ -120,6 +120,16 @@ class CompareRequest(JobRequest):
         return len(self.prompts) * len(self.seeds) * (1 + len(self.profiles))
 
     @property
+    def lane(self) -> str:
+        """That of what is drawn."""
+        return "image" if self.num_frames is None else "video"
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls of all pictures."""
+        return self.num_inference_steps * (2 if self.guidance_scale > 1 else 1) * self.pictures
+
+    @property
     def work(self) -> int:
         """Denoiser work in pixel-steps of all pictures, guidance counted twice."""
         passes = 2 if self.guidance_scale > 1 else 1

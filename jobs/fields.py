@@ -101,8 +101,18 @@ class JobRequest(BaseModel):
     notices: tuple[Notice, ...] = ()
 
     @property
+    def lane(self) -> str:
+        """Which lane of the queue it waits in."""
+        return "image"
+
+    @property
     def work(self) -> int:
-        """Denoiser work in pixel-steps, guidance counted twice: what cost estimates are a function of."""
+        """Denoiser work in pixel-steps, guidance counted twice."""
+        raise NotImplementedError
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls, one for each step and branch: cost estimates are these, times what one takes by size."""
         raise NotImplementedError
 
 
@@ -123,6 +133,11 @@ class GenerationRequest(JobRequest):
     def passes(self) -> int:
         """Branches of classifier-free guidance that a step runs."""
         return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls."""
+        return self.num_inference_steps * self.passes
 
     @property
     def pixel_steps(self) -> int:

@@ -14,6 +14,7 @@
 | `{ns}:changed`             | stream | ids of jobs that have a new event                | about the last 4096       |
 | `{ns}:dead:{lane}`         | stream | dead letters                                     | 30 days, about 10,000     |
 | `{ns}:pace:{lane}`         | hash   | when a job last ended, how far apart ends are    | never                     |
+| `{ns}:finished`            | stream | ids of jobs that succeeded, to learn costs from  | about the last 1024       |
 | `{ns}:worker:{name}`       | string | a worker's heartbeat                             | one lease                 |
 | `{ns}:workers`             | zset   | names of workers                                 | members: when found dead  |
 | `{ns}:probe`               | string | the last write probe                             | 60 s                      |
@@ -25,6 +26,9 @@ from dataclasses import dataclass
 
 from jobs.request import Priority
 
+LANES = ("image", "video")
+"""Pools of jobs by kind, each with streams of its own; an operator says which of them a worker takes from."""
+
 GROUP = "workers"
 """The consumer group of every queue stream."""
 
@@ -34,10 +38,9 @@ RETURNED = "-returned"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Key names of one namespace and one lane (the pool of workers that can serve a kind of job)."""
+    """Key names of one namespace."""
 
     namespace: str
-    lane: str = "image"
 
     def job(self, job_id: str) -> str:
         """Hash with a job's record."""
@@ -55,13 +58,13 @@ class Keys:
         """Sorted set of an owner's job ids."""
         return f"{self.namespace}:jobs:{owner}"
 
-    def queue(self, priority: Priority) -> str:
-        """Stream of one priority."""
-        return f"{self.namespace}:q:{self.lane}:{priority.value}"
+    def queue(self, lane: str, priority: Priority) -> str:
+        """Stream of one lane and priority."""
+        return f"{self.namespace}:q:{lane}:{priority.value}"
 
-    def waiting(self, priority: Priority) -> str:
-        """Sorted set of queued job ids of one priority."""
-        return f"{self.namespace}:waiting:{self.lane}:{priority.value}"
+    def waiting(self, lane: str, priority: Priority) -> str:
+        """Sorted set of queued job ids of one lane and priority."""
+        return f"{self.namespace}:waiting:{lane}:{priority.value}"
 
     def taken(self, token: str) -> str:
         """List of job ids that one take handed out."""
@@ -81,25 +84,27 @@ class Keys:
         """Hash of queued jobs per owner."""
         return f"{self.namespace}:queued"
 
-    @property
-    def bell(self) -> str:
-        """Stream that wakes workers."""
-        return f"{self.namespace}:bell:{self.lane}"
+    def bell(self, lane: str) -> str:
+        """Stream that wakes the workers of a lane."""
+        return f"{self.namespace}:bell:{lane}"
 
     @property
     def changed(self) -> str:
         """Stream that wakes those who follow jobs."""
         return f"{self.namespace}:changed"
 
-    @property
-    def dead(self) -> str:
+    def dead(self, lane: str) -> str:
         """Stream of dead letters."""
-        return f"{self.namespace}:dead:{self.lane}"
+        return f"{self.namespace}:dead:{lane}"
+
+    def pace(self, lane: str) -> str:
+        """Hash with the rhythm in which jobs end."""
+        return f"{self.namespace}:pace:{lane}"
 
     @property
-    def pace(self) -> str:
-        """Hash with the rhythm in which jobs end."""
-        return f"{self.namespace}:pace:{self.lane}"
+    def finished(self) -> str:
+        """Stream of jobs that succeeded."""
+        return f"{self.namespace}:finished"
 
     @property
     def probe(self) -> str:
@@ -118,12 +123,13 @@ class Keys:
             "owned": self.owned(""),
             "taken": self.taken(""),
             "queued": self.queued,
-            "bell": self.bell,
             "changed": self.changed,
-            "dead": self.dead,
-            "pace": self.pace,
+            "finished": self.finished,
         }
-        pairs = [f"{name}='{value}'" for name, value in single.items()]
+        pairs = [f"{name}={value!r}" for name, value in single.items()]
+        for name, by_lane in (("bell", self.bell), ("dead", self.dead), ("pace", self.pace)):
+            pairs.append(f"{name}={{{', '.join(f'{lane}={by_lane(lane)!r}' for lane in LANES)}}}")
         for name, key in (("queue", self.queue), ("waiting", self.waiting)):
-            pairs.append(f"{name}={{{', '.join(f'{p.value}={key(p)!r}' for p in Priority)}}}")
+            lanes = (f"{lane}={{{', '.join(f'{p.value}={key(lane, p)!r}' for p in Priority)}}}" for lane in LANES)
+            pairs.append(f"{name}={{{', '.join(lanes)}}}")
         return "{" + ", ".join(pairs) + "}"

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as NoAnswer
 
 from jobs.errors import Unavailable
-from jobs.keys import GROUP, RETURNED, Keys
+from jobs.keys import GROUP, LANES, RETURNED, Keys
 from jobs.settings import Settings
 
 _HEALS = (LostConnection, NoAnswer, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
@@ -57,6 +57,7 @@ def _prelude(keys: Keys, settings: Settings) -> str:
         "DEAD_LETTER_TTL": _DEAD_LETTER_SECONDS,
     }
     lines = [f"local KEY = {keys.lua_table()}", f"local GROUP, RETURNED = '{GROUP}', '{RETURNED}'"]
+    lines.append(f"local LANES = {{{', '.join(map(repr, LANES))}}}")
     lines += [f"local {name} = {value}" for name, value in constants.items()]
     return "\n".join(lines) + "\n"
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.claims import Claims
 from jobs.errors import IdempotencyConflict, InvalidRequest, JobFinished, NotFound, QueueFull
 from jobs.job import JOB_ID, Job, JobState, new_job_id
+from jobs.keys import LANES
 from jobs.records import (
+    Backlog,
     Claim,
     DeadLetter,
     JobPage,
+    LaneStats,
     QueueStats,
     Renewal,
+    RunningJob,
     Submission,
+    WaitingJob,
     WorkerInfo,
     job_from_hash,
     job_from_pairs,
@@ -28,6 +33,7 @@ from jobs.records import (
 from jobs.request import AnyRequest, Priority
 
 __all__ = [
+    "Backlog",
     "Claim",
     "DeadLetter",
     "JobPage",
@@ -54,7 +60,7 @@ def fingerprint(body: object, owner: str) -> str:
 
 
 class JobQueue(Claims):
-    """The queue of one lane. Every method may raise `Unavailable` when Redis is away."""
+    """The queue. Every method may raise `Unavailable` when Redis is away."""
 
     async def submit(
         self,
@@ -64,11 +70,15 @@ class JobQueue(Claims):
         owner: str = "",
         idempotency_key: str | None = None,
         body: object = None,
+        estimate: float | None = None,
+        room_in: float | None = None,
     ) -> Submission:
         """Accept a job, or return the one that the same `job_id` or `idempotency_key` got before.
 
         `body` is what the user sent, as a JSON value: two submits are the same when it is. Left out, the request is
-        compared, which differs by its seed when that was drawn at random. Once this returns, the job is not lost.
+        compared, which differs by its seed when that was drawn at random. `estimate` is how many device seconds the job
+        is expected to take, `room_in` after how many seconds a full queue may have room. Once this returns, the job is
+        not lost.
         Raises `IdempotencyConflict` when the id or key came with another body or owner, `QueueFull` (with
         `retry_after`) when too many jobs wait, `InvalidRequest` for an id that is not 32 hexadecimal digits.
         """
@@ -76,7 +86,9 @@ class JobQueue(Claims):
         record = request.model_dump_json()
         mark = fingerprint(json.loads(record) if body is None else body, owner)
         key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
-        verdict, *rest = await self._link.run("submit", chosen, owner, mark, key, request.priority.value, record)
+        numbers = ("" if value is None else f"{value:.3f}" for value in (estimate, room_in))
+        place = (request.lane, request.priority.value)
+        verdict, *rest = await self._link.run("submit", chosen, owner, mark, key, *place, record, *numbers)
         if verdict == "created":
             job = Job(id=chosen, owner=owner, request=request, state=JobState.QUEUED, created_at=float(rest[0]))
             return Submission(job, created=True)
@@ -127,12 +139,13 @@ class JobQueue(Claims):
             rank += len(ids)
             jobs += [
                 job
-                for job in await self._records(ids)
+                for job in await self.records(ids)
                 if (state is None or job.state is state) and (kind is None or job.request.kind == kind)
             ]
         return JobPage(jobs[:limit], has_more=len(jobs) > limit)
 
-    async def _records(self, ids: Sequence[str]) -> Jobs:
+    async def records(self, ids: Sequence[str]) -> Jobs:
+        """The records of these jobs, whoever's; those that are gone are left out."""
         hashes = await self._link.pipeline(*(("HGETALL", self._keys.job(job_id)) for job_id in ids))
         return [
             job_from_hash(job_id, fields)
@@ -168,22 +181,51 @@ class JobQueue(Claims):
             raise _unknown(job_id)
         return job_from_pairs(job_id, rest[0])
 
-    async def position(self, job: Job) -> int:
-        """How many queued jobs are more urgent than this one; 0 when it is next, or not queued any more."""
-        return int(await self._link.run("position", job.id, job.request.priority.value))
+    async def position(self, job: Job, lanes: Collection[str] = ()) -> int:
+        """How many queued jobs are more urgent than this one; 0 when it is next, or not queued any more.
+
+        Jobs of its own lane count, and those of `lanes`: name the lanes that its workers take from too.
+        """
+        counted = {job.request.lane, *lanes}
+        return int(await self._link.run("position", job.id, job.request.lane, job.request.priority.value, *counted))
 
     async def stats(self) -> QueueStats:
-        """Depth and age by priority, running jobs, dead letters: one consistent look."""
-        reply = await self._link.run("stats")
-        pending, dead, *rest = reply
-        depth = dict(zip(Priority, map(int, rest[::2]), strict=True))
-        age = dict(zip(Priority, map(float, rest[1::2]), strict=True))
-        return QueueStats(depth, age, int(pending), int(dead))
+        """Depth and age by lane and priority, running jobs, dead letters: one consistent look."""
+        pending, dead, *rest = await self._link.run("stats")
+        lanes = {}
+        for index, lane in enumerate(LANES):
+            own = rest[2 * len(Priority) * index : 2 * len(Priority) * (index + 1)]
+            depth = dict(zip(Priority, map(int, own[::2]), strict=True))
+            lanes[lane] = LaneStats(depth, dict(zip(Priority, map(float, own[1::2]), strict=True)))
+        return QueueStats(lanes, int(pending), int(dead))
+
+    async def backlog(self) -> Backlog:
+        """All work that is not done, with what each job is expected to take. Looks at every job: do not ask often."""
+        running, waiting = await self._link.run("backlog")
+        return Backlog(
+            tuple(
+                RunningJob(job_id, lane, _number(estimate), 1 - int(step) / max(1, int(total)))
+                for job_id, lane, estimate, step, total in _rows(running, 5)
+            ),
+            tuple(
+                WaitingJob(job_id, lane, _number(estimate), float(due))
+                for job_id, lane, estimate, due in _rows(waiting, 4)
+            ),
+        )
+
+    async def finished(self, after: str = "0", limit: int = 256) -> tuple[str, Jobs]:
+        """The last up to `limit` jobs that succeeded since a place, oldest first, and the place that they reach to."""
+        entries = await self._link.call("XREVRANGE", self._keys.finished, "+", f"({after}", "COUNT", limit)
+        if not entries:
+            return after, []
+        return entries[0][0], await self.records([fields["job"] for _, fields in reversed(entries)])
 
     async def dead_letters(self, limit: int = 100) -> Letters:
         """The newest dead letters, newest first."""
-        entries = await self._link.call("XREVRANGE", self._keys.dead, "+", "-", "COUNT", limit)
-        return [DeadLetter.model_validate({"id": key} | _parsed(fields)) for key, fields in entries]
+        looks = (("XREVRANGE", self._keys.dead(lane), "+", "-", "COUNT", limit) for lane in LANES)
+        entries = [entry for lane in await self._link.pipeline(*looks) for entry in lane]
+        entries.sort(key=lambda entry: tuple(map(int, entry[0].split("-"))), reverse=True)
+        return [DeadLetter.model_validate({"id": key} | _parsed(fields)) for key, fields in entries[:limit]]
 
     async def probe(self) -> None:
         """Write something small: raises `Unavailable` when Redis is away or refuses writes (a ping would not tell)."""
@@ -192,6 +234,14 @@ class JobQueue(Claims):
 
 def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
     return {name: json.loads(text) if name in ("failure", "request") else text for name, text in fields.items()}
+
+
+def _rows(flat: Sequence[str], width: int) -> Iterator[Sequence[str]]:
+    return (flat[i : i + width] for i in range(0, len(flat), width))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _checked(job_id: str) -> str:

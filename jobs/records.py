@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from jobs.job import Failure, Job, JobResult, JobState
+from jobs.keys import LANES
 from jobs.request import AnyRequest, Priority, read_request
 
 
@@ -50,13 +51,60 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueStats:
-    """The queue at one moment. Ages in seconds, 0 when nothing waits."""
+class LaneStats:
+    """Who waits in one lane, by priority. Ages in seconds, 0 when nothing waits."""
 
-    depth: Mapping[Priority, int] = field(default_factory=dict)
-    oldest_age: Mapping[Priority, float] = field(default_factory=dict)
+    depth: Mapping[Priority, int]
+    oldest_age: Mapping[Priority, float]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """The queue at one moment."""
+
+    lanes: Mapping[str, LaneStats] = field(default_factory=dict)
     pending: int = 0
     dead: int = 0
+
+    @property
+    def depth(self) -> Mapping[Priority, int]:
+        """How many wait in all lanes, by priority."""
+        return {priority: sum(lane.depth[priority] for lane in self.lanes.values()) for priority in Priority}
+
+    @property
+    def oldest_age(self) -> Mapping[Priority, float]:
+        """How long the oldest of any lane has waited, by priority."""
+        ages = {priority: [lane.oldest_age[priority] for lane in self.lanes.values()] for priority in Priority}
+        return {priority: max(found, default=0.0) for priority, found in ages.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job in a worker's hands. `estimate`: the device seconds that were expected of all of it, if any were."""
+
+    id: str
+    lane: str
+    estimate: float | None
+    left: float
+    """Share of its steps that are still to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """A queued job. Those that are `due` earlier (Unix seconds) are taken first."""
+
+    id: str
+    lane: str
+    estimate: float | None
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """All work that is not done."""
+
+    running: tuple[RunningJob, ...] = ()
+    waiting: tuple[WaitingJob, ...] = ()
 
 
 class DeadLetter(BaseModel):
@@ -81,7 +129,7 @@ class WorkerInfo(BaseModel):
 
     name: str
     state: Literal["starting", "ready", "draining"]
-    lanes: tuple[str, ...] = ("image",)
+    lanes: tuple[str, ...] = LANES
     models: tuple[str, ...] = ()
     profiles: Mapping[str, tuple[str, ...]] = {}
     device: str = ""
@@ -91,9 +139,10 @@ class WorkerInfo(BaseModel):
     pid: int = 0
     started_at: float = 0.0
 
-    def serves(self, model: str, profile: str) -> bool:
-        """Whether this worker can run the profile of the model now."""
-        return self.state != "draining" and profile in self.profiles.get(model, ())
+    def serves(self, model: str, profile: str, lane: str | None = None) -> bool:
+        """Whether this worker can run the profile of the model now, and takes from the lane if one is named."""
+        takes = lane is None or lane in self.lanes
+        return takes and self.state != "draining" and profile in self.profiles.get(model, ())
 
 
 def job_from_hash(job_id: str, fields: Mapping[str, str]) -> Job:

@@ -140,6 +140,11 @@ class VideoRequest(GenerationRequest):
     output_format: VideoFormat = "mp4"
 
     @property
+    def lane(self) -> str:
+        """Videos wait apart."""
+        return "video"
+
+    @property
     def work(self) -> int:
         """Denoiser work in pixel-steps of all frames."""
         return self.pixel_steps * self.num_frames

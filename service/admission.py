@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from jobs.catalog import Catalog
 from jobs.errors import InvalidRequest, NoWorker
-from jobs.job import Costs
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from jobs.records import WorkerInfo
 from jobs.request import (
@@ -18,40 +16,13 @@ from jobs.request import (
     JobRequest,
     Kind,
 )
+from service.costs import CostBook
 from service.resolve import Resolver
 from service.settings import Settings
 
 _LOOK_SECONDS = 1.0
 """How long a look at the workers or the disk stands: a burst of requests costs one."""
 NO_WORKER_RETRY_AFTER = 5.0
-
-
-class CostBook:
-    """What work costs here, learned from finished jobs: seconds per pixel-step by model and profile.
-
-    The lowest rate among recent jobs that were not much smaller than the request: what small jobs take is mostly what
-    every call costs, a first call of a shape compiles, and a job in company waits. Without such a job there is no
-    estimate, and nothing is refused by it.
-    """
-
-    _RECENT = 64
-    _COMPARABLE = 1 / 8
-    """Share of a request's work that a job must have had to speak for it."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], deque[tuple[int, float]]] = {}
-
-    def observe(self, request: JobRequest, costs: Costs) -> None:
-        """Learn from one finished job."""
-        if costs.denoise_seconds > 0:
-            seen = self._seen.setdefault((request.model, request.profile), deque(maxlen=self._RECENT))
-            seen.append((request.work, costs.denoise_seconds / request.work))
-
-    def estimate(self, request: JobRequest) -> float | None:
-        """Expected device seconds of a request; None when nothing like it has run yet."""
-        seen = self._seen.get((request.model, request.profile), ())
-        rates = [rate for work, rate in seen if work >= self._COMPARABLE * request.work]
-        return min(rates) * request.work if rates else None
 
 
 class Admission:
@@ -116,7 +87,7 @@ class Admission:
 
     async def _check_worker(self, request: JobRequest) -> None:
         workers = await self.live_workers()
-        if any(worker.serves(request.model, request.profile) for worker in workers):
+        if any(worker.serves(request.model, request.profile, request.lane) for worker in workers):
             return
         self._seen_workers = None  # one may come any moment: look again at the next request
         what = f"model {request.model!r} with profile {request.profile!r}"

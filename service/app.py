@@ -18,6 +18,7 @@ from service.admission import Admission
 from service.auth import Keys
 from service.context import Gateway
 from service.edge import Edge
+from service.forecast import Forecast
 from service.metrics import Metrics
 from service.routes import files, images, jobs, system, videos
 from service.settings import Settings
@@ -47,6 +48,7 @@ def open_gateway(settings: Settings) -> Gateway:
     if settings.default_model not in catalog.models:
         log.warning("the default model %r is not there; known: %s", settings.default_model, sorted(catalog.models))
     loop = asyncio.get_running_loop()
+    admission = Admission(settings, catalog, queue.workers, store.check_floor)
     return Gateway(
         settings=settings,
         redis=redis,
@@ -54,7 +56,8 @@ def open_gateway(settings: Settings) -> Gateway:
         events=EventLog(redis, settings),
         store=store,
         catalog=catalog,
-        admission=Admission(settings, catalog, queue.workers, store.check_floor),
+        admission=admission,
+        forecast=Forecast(queue, admission.costs, admission.live_workers, settings.ageing_seconds),
         keys=Keys(settings.api_key_hashes),
         metrics=Metrics(),
         closing=loop.create_future(),

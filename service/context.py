@@ -18,6 +18,7 @@ from jobs.files import ResultStore
 from jobs.queue import JobQueue
 from service.admission import Admission
 from service.auth import Keys
+from service.forecast import Forecast
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -41,6 +42,7 @@ class Gateway:
     store: ResultStore
     catalog: Catalog
     admission: Admission
+    forecast: Forecast
     keys: Keys
     metrics: Metrics
     closing: asyncio.Future[None]

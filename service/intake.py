@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from jobs.errors import DiskFull, HalftoneError, InvalidRequest, NotFound, NoWorker
-from jobs.job import Job, JobState
+from jobs.errors import DiskFull, HalftoneError, InvalidRequest, NotFound, NoWorker, QueueFull
+from jobs.job import Job
 from jobs.records import Submission
 from jobs.request import PARAMETERS, AnyParameters, AnyRequest
 from service.body import read_object
 from service.context import Gateway
 from service.errors import InvalidHeader, from_validation
+from service.forecast import Outlook
 from service.forms import is_form, read_form
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -65,21 +65,9 @@ def _checked(model: type[Body], sent: dict[str, Any], *, strict: bool | None = N
         raise from_validation(error.errors(include_url=False), known=list(model.model_fields)) from None
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What can be said of a job that is not over: jobs ahead while it waits, and seconds until it is done."""
-
-    position: int | None = None
-    eta_seconds: float | None = None
-
-
 async def outlook(gateway: Gateway, job: Job) -> Outlook:
-    """How a job stands in the queue; learns from it when it is over."""
-    if job.state is JobState.SUCCEEDED and job.result is not None:
-        gateway.admission.costs.observe(job.request, job.result.costs)
-    if job.state is not JobState.QUEUED:
-        return Outlook()
-    return Outlook(await gateway.queue.position(job))
+    """How a job stands in the queue."""
+    return await gateway.forecast.of(job)
 
 
 async def submit(
@@ -93,7 +81,15 @@ async def submit(
     """Admit and enqueue. `sent` is what makes two submits under one id or Idempotency-Key the same."""
     key = _idempotency_key(request)
     decided = await _admit(gateway, owner, parameters, job_id)
-    submission = await gateway.queue.submit(decided, job_id=job_id, owner=owner, idempotency_key=key, body=sent)
+    submission = await gateway.queue.submit(
+        decided,
+        job_id=job_id,
+        owner=owner,
+        idempotency_key=key,
+        body=sent,
+        estimate=gateway.admission.costs.estimate(decided),
+        room_in=await gateway.forecast.room_in(decided.lane),
+    )
     if submission.created:
         gateway.metrics.accepted(decided)
     else:
@@ -102,13 +98,28 @@ async def submit(
 
 
 async def _admit(gateway: Gateway, owner: str, parameters: AnyParameters, job_id: str | None) -> AnyRequest:
+    await gateway.forecast.refresh()
     try:
-        return await gateway.admission.admit(parameters)
-    except (NoWorker, DiskFull) as fault:
+        decided = await gateway.admission.admit(parameters)
+        await _check_wait(gateway, decided)
+        return decided
+    except (NoWorker, DiskFull, QueueFull) as fault:
         # a repeat of an accepted job asks for nothing new, so it is answered even when new ones could not be
         if job_id is None or not await exists(gateway, owner, job_id):
             raise fault
         return gateway.admission.resolve(parameters)
+
+
+async def _check_wait(gateway: Gateway, request: AnyRequest) -> None:
+    """Raises QueueFull for a job that would expire before its turn comes."""
+    most = gateway.settings.queue_wait_seconds
+    wait = await gateway.forecast.wait(request)
+    if wait is not None and wait > most:
+        raise QueueFull(
+            f"about {wait:.0f} s of work are ahead, and jobs wait {most:.0f} s at most; "
+            f"try again in {wait - most:.0f} s",
+            retry_after=wait - most,
+        )
 
 
 async def exists(gateway: Gateway, owner: str, job_id: str) -> bool:

@@ -109,10 +109,11 @@ class QueueCollector(Collector):
         stats, workers = self._seen
         depth = GaugeMetricFamily("halftone_queue_depth", "Jobs waiting.", labels=["lane", "priority"])
         age = GaugeMetricFamily("halftone_queue_oldest_age_seconds", "Longest wait.", labels=["lane", "priority"])
-        for priority, value in stats.depth.items():
-            depth.add_metric(["image", priority.value], value)
-        for priority, seconds in stats.oldest_age.items():
-            age.add_metric(["image", priority.value], seconds)
+        for lane, waiting in stats.lanes.items():
+            for priority, value in waiting.depth.items():
+                depth.add_metric([lane, priority.value], value)
+            for priority, seconds in waiting.oldest_age.items():
+                age.add_metric([lane, priority.value], seconds)
         yield depth
         yield age
         yield _gauge("halftone_queue_pending_entries", "Jobs in workers' hands.", stats.pending)

@@ -30,9 +30,7 @@ async def result_of(gateway: Gateway, request: Request, job: Job, *, cancel_when
     started = time.perf_counter()
     event = await _final_event(gateway, request, job, cancel_when_gone)
     gateway.metrics.waited.labels(event.type).observe(time.perf_counter() - started)
-    result = read_final(event)
-    gateway.admission.costs.observe(job.request, result.costs)
-    return result
+    return read_final(event)
 
 
 def read_final(event: Event) -> JobResult:

@@ -28,7 +28,7 @@ async def _work(settings: WorkerSettings) -> None:
     logging.getLogger(__name__).info("metrics at http://%s:%d/metrics", settings.metrics_host, endpoint.port)
     try:
         store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
-        supervisor = Supervisor(JobQueue(redis, settings), store, settings, metrics)
+        supervisor = Supervisor(JobQueue(redis, settings, settings.lanes), store, settings, metrics)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.drain)

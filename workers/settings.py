@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from jobs.settings import Settings
 
@@ -14,7 +16,9 @@ class WorkerSettings(Settings):
     """What a worker may use, and how long anything may take. Times are seconds, sizes bytes."""
 
     worker_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128)
-    lanes: tuple[Literal["image"], ...] = ("image",)
+    lanes: Annotated[tuple[Literal["image", "video"], ...], NoDecode] = Field(
+        ("image", "video"), min_length=1, description="Kinds of jobs it takes, separated by commas."
+    )
     max_running: int = Field(16, ge=1, le=256, description="Jobs in the device child at once.")
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
     cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
@@ -32,3 +36,12 @@ class WorkerSettings(Settings):
     max_run_seconds: float = Field(1800, gt=0, description="A job in the child for longer is given up, moving or not.")
     last_words_seconds: float = Field(5, gt=0, description="From the end of a child's channel until it must be gone.")
     cancel_seconds: float = Field(15, gt=0, description="A child that does not confirm a cancel by then is killed.")
+
+    @field_validator("lanes", mode="before")
+    @classmethod
+    def _split_lanes(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):  # a JSON list, as it had to be before there were commas
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -9,7 +9,7 @@ if job.state == 'queued' then
   finish(job, 'canceled', nil, '{}')
 elseif job.state == 'running' then
   redis.call('HSET', KEY.job .. job.id, 'cancel_requested', 1)
-  ring('cancel', job.id)
+  ring(job.lane, 'cancel', job.id)
 elseif job.state ~= 'canceled' then
   verdict = 'finished'
 end

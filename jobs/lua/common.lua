@@ -18,18 +18,19 @@ local function publish(id, kind, data)
   redis.call('XADD', KEY.changed, 'MAXLEN', '~', 4096, '*', 'job', id)
 end
 
-local function ring(field, value)
-  redis.call('XADD', KEY.bell, 'MAXLEN', '~', 1024, '*', field, value)
+local function ring(lane, field, value)
+  redis.call('XADD', KEY.bell[lane], 'MAXLEN', '~', 1024, '*', field, value)
 end
 
 -- The facts that decisions need; nil when there is no such job.
 local function load(id)
   local f = redis.call('HMGET', KEY.job .. id, 'state', 'token', 'last_token', 'entry', 'priority', 'owner',
-    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews', 'deleted')
+    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews', 'deleted', 'lane')
   if not f[1] then return nil end
   return {id = id, state = f[1], token = f[2], last_token = f[3], entry = f[4], priority = f[5], owner = f[6],
     created_at = f[7], deliveries = tonumber(f[8] or 0), suspect_attempts = tonumber(f[9] or 0),
-    cancel_requested = f[10], worker = f[11] or '', previews = f[12], deleted = f[13]}
+    cancel_requested = f[10], worker = f[11] or '', previews = f[12], deleted = f[13],
+    lane = f[14] or 'image'}
 end
 
 local function holds(job, token)
@@ -37,26 +38,26 @@ local function holds(job, token)
 end
 
 local function start_waiting(job)
-  redis.call('ZADD', KEY.waiting[job.priority], job.created_at, job.id)
+  redis.call('ZADD', KEY.waiting[job.lane][job.priority], job.created_at, job.id)
   redis.call('HINCRBY', KEY.queued, job.owner, 1)
 end
 
 local function stop_waiting(job)
-  redis.call('ZREM', KEY.waiting[job.priority], job.id)
+  redis.call('ZREM', KEY.waiting[job.lane][job.priority], job.id)
   if redis.call('HINCRBY', KEY.queued, job.owner, -1) <= 0 then redis.call('HDEL', KEY.queued, job.owner) end
 end
 
-local function drop_entry(priority, entry)
-  redis.call('XACK', KEY.queue[priority], GROUP, entry)
-  redis.call('XDEL', KEY.queue[priority], entry)
+local function drop_entry(queue, entry)
+  redis.call('XACK', queue, GROUP, entry)
+  redis.call('XDEL', queue, entry)
 end
 
 -- How far apart jobs end, as a running mean; a pause counts as a minute at most.
-local function keep_pace(at)
-  local pace = redis.call('HMGET', KEY.pace, 'last', 'gap')
+local function keep_pace(lane, at)
+  local pace = redis.call('HMGET', KEY.pace[lane], 'last', 'gap')
   local gap = tonumber(pace[2] or 5)
   if pace[1] then gap = 0.9 * gap + 0.1 * math.min(at - tonumber(pace[1]), 60) end
-  redis.call('HSET', KEY.pace, 'last', stamp(at), 'gap', stamp(gap))
+  redis.call('HSET', KEY.pace[lane], 'last', stamp(at), 'gap', stamp(gap))
 end
 
 -- Drop a final job's record; who follows it has a minute to read its end.
@@ -73,12 +74,15 @@ local function finish(job, state, field, payload)
   if job.state == 'queued' then
     stop_waiting(job)
   else
-    drop_entry(job.priority, job.entry)
-    keep_pace(at)
+    drop_entry(KEY.queue[job.lane][job.priority], job.entry)
+    keep_pace(job.lane, at)
   end
   redis.call('HSET', key, 'state', state, 'finished_at', stamp(at))
   if field then redis.call('HSET', key, field, payload) end
-  if state == 'succeeded' then redis.call('HSET', key, 'expires_at', stamp(at + RESULT_TTL)) end
+  if state == 'succeeded' then
+    redis.call('HSET', key, 'expires_at', stamp(at + RESULT_TTL))
+    redis.call('XADD', KEY.finished, 'MAXLEN', '~', 1024, '*', 'job', job.id)
+  end
   publish(job.id, state, payload)
   redis.call('EXPIRE', key, RECORD_TTL)
   redis.call('EXPIRE', KEY.events .. job.id, job.previews and PREVIEW_LOG_TTL or RECORD_TTL)
@@ -89,8 +93,8 @@ end
 local function bury(job, code, message)
   local failure, at = cjson.encode({code = code, message = message}), now()
   local oldest = string.format('%d', (at - DEAD_LETTER_TTL) * 1000)
-  redis.call('XTRIM', KEY.dead, 'MINID', '~', oldest)
-  redis.call('XADD', KEY.dead, 'MAXLEN', '~', 10000, '*', 'job_id', job.id, 'at', stamp(at), 'failure', failure,
+  redis.call('XTRIM', KEY.dead[job.lane], 'MINID', '~', oldest)
+  redis.call('XADD', KEY.dead[job.lane], 'MAXLEN', '~', 10000, '*', 'job_id', job.id, 'at', stamp(at), 'failure', failure,
     'deliveries', job.deliveries, 'suspect_attempts', job.suspect_attempts, 'worker', job.worker,
     'request', redis.call('HGET', KEY.job .. job.id, 'request'))
   finish(job, 'failed', 'failure', failure)
@@ -116,9 +120,9 @@ local function return_to_queue(job, suspect, reason, by)
   end
   redis.call('HSET', key, 'state', 'queued', 'step', 0)
   redis.call('HDEL', key, 'worker', 'started_at')
-  redis.call('XCLAIM', KEY.queue[job.priority], GROUP, RETURNED, 0, job.entry, 'JUSTID')
+  redis.call('XCLAIM', KEY.queue[job.lane][job.priority], GROUP, RETURNED, 0, job.entry, 'JUSTID')
   start_waiting(job)
   publish(job.id, 'requeued', cjson.encode({reason = reason, suspect = suspect, deliveries = job.deliveries, by = by}))
-  ring('job', job.id)
+  ring(job.lane, 'job', job.id)
 end
 

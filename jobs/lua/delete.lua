@@ -13,7 +13,7 @@ if job.state == 'queued' then
   finish(job, 'canceled', nil, '{}')
 elseif job.state == 'running' then
   redis.call('HSET', key, 'cancel_requested', '1')
-  ring('cancel', id)
+  ring(job.lane, 'cancel', id)
 else
   forget(job)
 end

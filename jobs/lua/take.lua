@@ -1,5 +1,5 @@
 -- Begin up to `room` jobs for a worker, the most urgent first.
--- ARGV: worker, token, room
+-- ARGV: worker, token, room, the lanes it takes from
 -- Answers: {1 when there may be more to drop else 0, {id, record}, ...}
 
 local worker, token, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -12,22 +12,24 @@ for _, id in ipairs(redis.call('LRANGE', KEY.taken .. token, 0, -1)) do
 end
 if #taken > 0 then return {0, unpack(taken)} end
 
--- A lower priority may be overtaken by younger jobs of a higher one for AGEING seconds per step.
+-- A lower priority may be overtaken by younger jobs of a higher one for AGEING seconds per step. Lanes are equals.
 local function most_urgent()
   local best, best_due
-  for rank, priority in ipairs(PRIORITIES) do
-    local oldest = redis.call('ZRANGE', KEY.waiting[priority], 0, 0, 'WITHSCORES')
-    if oldest[2] and not empty[priority] then
-      local due = tonumber(oldest[2]) + rank * AGEING
-      if not best or due < best_due then best, best_due = priority, due end
+  for i = 4, #ARGV do
+    for rank, priority in ipairs(PRIORITIES) do
+      local waiting, queue = KEY.waiting[ARGV[i]][priority], KEY.queue[ARGV[i]][priority]
+      local oldest = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+      if oldest[2] and not empty[queue] then
+        local due = tonumber(oldest[2]) + rank * AGEING
+        if not best or due < best_due then best, best_due = queue, due end
+      end
     end
   end
   return best
 end
 
 -- The next entry of a stream, given back ones first: they are the oldest.
-local function next_entry(priority)
-  local queue = KEY.queue[priority]
+local function next_entry(queue)
   local back = redis.call('XPENDING', queue, GROUP, '-', '+', 1, RETURNED)
   if back[1] then return redis.call('XCLAIM', queue, GROUP, worker, 0, back[1][1])[1] end
   local new = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', 1, 'STREAMS', queue, '>')
@@ -48,17 +50,17 @@ local function begin(job)
 end
 
 while #taken < room and drops < MOST_DROPS do
-  local priority = most_urgent()
-  if not priority then break end
-  local entry = next_entry(priority)
+  local queue = most_urgent()
+  if not queue then break end
+  local entry = next_entry(queue)
   if not entry then
-    empty[priority] = true
+    empty[queue] = true
   else
     local job = load(entry[2][2])
     if job and job.state == 'queued' and job.entry == entry[1] then
       begin(job)
     else -- canceled or expired while it waited
-      drop_entry(priority, entry[1])
+      drop_entry(queue, entry[1])
       drops = drops + 1
     end
   end

@@ -164,7 +164,6 @@ def _partial(job: Job, event: Event) -> bytes:
 
 
 async def _completed(gateway: Gateway, base: str, job: Job, result: JobResult, event_id: str | None) -> list[bytes]:
-    gateway.admission.costs.observe(job.request, result.costs)
     kind = "image_generation.completed"
     own = {"usage": _NO_TOKENS, "halftone": _extras(job, result).model_dump(mode="json")}
     frames = []

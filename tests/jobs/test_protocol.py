@@ -193,9 +193,9 @@ class Walk(RuleBasedStateMachine):
         waiting: set[str] = set()
         running = 0
         for priority in Priority:
-            waiting |= {str(job_id) for job_id in await self.redis.zrange(self.keys.waiting(priority), 0, -1)}
-            if await self.redis.exists(self.keys.queue(priority)):
-                consumers = await self.redis.xinfo_consumers(self.keys.queue(priority), "workers")
+            waiting |= {str(job_id) for job_id in await self.redis.zrange(self.keys.waiting("image", priority), 0, -1)}
+            if await self.redis.exists(self.keys.queue("image", priority)):
+                consumers = await self.redis.xinfo_consumers(self.keys.queue("image", priority), "workers")
                 running += sum(one["pending"] for one in consumers if one["name"] != RETURNED)
         assert waiting == {job_id for job_id, job in self.jobs.items() if job.state is JobState.QUEUED}
         assert running == sum(job.state is JobState.RUNNING for job in self.jobs.values())

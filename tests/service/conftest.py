@@ -76,6 +76,7 @@ def make_model(folder: Path) -> Path:
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     weights = len(header).to_bytes(8, "little") + header + bytes(16)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+    (folder / "unet" / "config.json").write_text("{}")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
     card = {
