@@ -27,6 +27,7 @@ class Bundle:
         turned: which of the layers are rotated: all where it is folded.
         gain: what rotating is worth, where that was asked.
         because: why they are not rotated.
+        common: factors alone are folded, the same for layers of many inputs; nothing is computed.
     """
 
     names: tuple[str, ...]
@@ -37,9 +38,13 @@ class Bundle:
     turned: tuple[str, ...] = ()
     gain: float | None = None
     because: str = ""
+    common: bool = False
 
     def choose(self, chooser: Chooser) -> None:
         """Fills in what is to be done, by the chooser's recipe."""
+        if self.common:
+            self.smoothed, self.because = chooser.factors(self.names, 1), "factors of many blocks, folded, do as well"
+            return
         within, how = self._within(chooser), chooser.recipe.rotation
         if not self.turned or how.online == "helpful":
             self.smoothed = chooser.factors(self.names, 1)
@@ -146,7 +151,10 @@ def bundles(names: Sequence[str], folds: Iterable[Fold], chooser: Chooser) -> li
         taken = any(name in layers for layers in by_layers if layers != fold.layers for name in fold.layers)
         if not own or taken:
             continue
-        bundle = by_layers.setdefault(fold.layers, Bundle(own))
+        common = any(one.bare for one in fold.rows)
+        if common and not _do_as_well(own, chooser):
+            continue
+        bundle = by_layers.setdefault(fold.layers, Bundle(own, common=common))
         if fold.kind == "scale":
             bundle.scale = fold
         else:
@@ -155,6 +163,23 @@ def bundles(names: Sequence[str], folds: Iterable[Fold], chooser: Chooser) -> li
     reached = {name for bundle in made for name in bundle.names}
     rest = chooser.by_source([name for name in names if name not in reached])
     return [*made, *(Bundle(tuple(group)) for group in rest)]
+
+
+def _do_as_well(names: tuple[str, ...], chooser: Chooser) -> bool:
+    """Whether factors that layers of many inputs have in common leave nearly as little error as what would be computed
+    for each input: the recipe's least gain says what is worth computing. No where it has all rotations computed.
+    """
+    how = chooser.recipe.rotation
+    if how.method != "none" and how.online == "all":
+        return False
+    apart = [Bundle(tuple(group)) for group in chooser.by_source(names)]
+    lost = 0.0
+    for bundle in apart:
+        bundle.choose(chooser)
+        lost += chooser.judge(bundle.names).error(bundle.transform(bundle.names[0], chooser))
+    common = chooser.factors(names, 1)
+    folded = InputTransform(chooser.width(names[0]), None if common is None else common.factors)
+    return chooser.judge(names).error(folded) * (1 - how.least_gain) <= lost
 
 
 def carry_out_(module: nn.Module, bundles: Sequence[Bundle], chooser: Chooser) -> dict[str, InputTransform]:

@@ -1,8 +1,9 @@
 """Finds where a change of layers' inputs can go into the weights that make these inputs. Knows no model by name.
 
 Two kinds of places. Data flow (readings.py): norms with weights, per-block linears of scale and shift, the linear half
-of a gated unit, linears that only linears read. Structure: attention, whose output is a mean of values, so that what
-is done to each head's values at `to_v` can be taken back in `to_out`.
+of a gated unit, linears that only linears read; tables of scale and shift of many blocks that are added to what one
+linear makes for all (PixArt, Wan, LTX), which then take up the same factors. Structure: attention, whose output is a
+mean of values, so that what is done to each head's values at `to_v` can be taken back in `to_out`.
 
 None is believed. Each is tried with a random change on real calls, and is taken only if the model computes the same.
 """
@@ -93,47 +94,69 @@ def fold_(module: nn.Module, fold: Fold, transform: InputTransform) -> None:
     Parameters are replaced, never written into.
     """
     for own in fold.rows:
-        part = module.get_submodule(own.owner)
         change = transform if own.stop - own.start == transform.width else transform.resized(own.stop - own.start)
-        for name in ("weight", "bias"):
-            values = getattr(part, name, None)
-            if values is not None:
-                offset = own.offset if name == "bias" else 0.0
-                fresh = values.detach().clone()
-                rows = values.detach()[own.start : own.stop].double() + offset
-                fresh[own.start : own.stop] = (change.on_output(rows) - offset).to(values.dtype)
-                setattr(part, name, nn.Parameter(fresh, requires_grad=False))
+        for part, name in _takers(module, own):
+            values = getattr(part, name)
+            offset = 0.0 if name == "weight" and not own.bare else own.offset
+            fresh = values.detach().clone()
+            flat = fresh.view(-1) if own.bare else fresh
+            rows = flat[own.start : own.stop].double() + offset
+            flat[own.start : own.stop] = (change.on_output(rows) - offset).to(values.dtype)
+            setattr(part, name, nn.Parameter(fresh, requires_grad=False))
     for name in fold.layers:
         absorb_(_layer(module, name), transform)
+
+
+def _takers(module: nn.Module, own: Rows) -> list[tuple[nn.Module, str]]:
+    """(part, name of a parameter of it) of all that makes some rows: a weight and a bias, or a parameter alone."""
+    if own.bare:
+        parent, _, name = own.owner.rpartition(".")
+        return [(module.get_submodule(parent), name)]
+    part = module.get_submodule(own.owner)
+    return [(part, name) for name in ("weight", "bias") if getattr(part, name, None) is not None]
 
 
 @contextmanager
 def restored(module: nn.Module, folds: Iterable[Fold]) -> Iterator[None]:
     """After it the weights that some folds change are what they were."""
-    names = {name for fold in folds for name in (*fold.owners, *fold.layers)}
-    parts = [module.get_submodule(name) for name in names]
-    before = [(part, part.weight, getattr(part, "bias", None)) for part in parts]
+    changed = list(folds)
+    takers = {taker for fold in changed for own in fold.rows for taker in _takers(module, own)}
+    takers |= {(module.get_submodule(name), "weight") for fold in changed for name in fold.layers}
+    before = [(part, name, getattr(part, name)) for part, name in takers]
     try:
         yield
     finally:
-        for part, weight, bias in before:
-            part.weight = weight
-            if bias is not None:
-                part.bias = bias
+        for part, name, values in before:
+            setattr(part, name, values)
 
 
 def _by_flow(readings: Readings) -> Iterator[Fold]:
     """Candidates that data flow shows."""
     readers: dict[frozenset[Rows], list[str]] = {}
     for name, reading in readings.layers.items():
-        if reading.strand is not None and readings.clear(reading.strand.rows):
+        if reading.strand is not None:
             readers.setdefault(reading.strand.rows, []).append(name)
-    for rows, names in readers.items():
+    for rows, names in _linked(readers).items():
+        if not readings.clear(rows):
+            continue
         strands = [strand for name in names if (strand := readings.layers[name].strand) is not None]
         width, ordered = strands[0].width, tuple(sorted(rows))
         yield Fold("scale", ordered, tuple(names), width, width)
         if all(strand.rotates for strand in strands):
             yield Fold("rotate", ordered, tuple(names), width, width)
+
+
+def _linked(readers: Mapping[frozenset[Rows], list[str]]) -> dict[frozenset[Rows], list[str]]:
+    """Layers by what makes their inputs; where parameters of several blocks are added to the same rows, these blocks
+    together.
+    """
+    linked: dict[frozenset[Rows], list[str]] = {}
+    for rows, names in readers.items():
+        if any(own.bare for own in rows):
+            for other in [one for one in linked if one & rows]:
+                rows, names = rows | other, [*linked.pop(other), *names]
+        linked[rows] = names
+    return linked
 
 
 def _by_structure(module: nn.Module, readings: Readings) -> Iterator[Fold]:
@@ -162,7 +185,7 @@ def _fault(module: nn.Module, readings: Readings, fold: Fold, candidates: Sequen
     if fold.kind == "rotate" and block_of(fold.within, _TRIED_BLOCK) < 2:
         return f"no power of two divides the {fold.within} channels that may be mixed"
     for own in fold.rows:
-        if own.offset and getattr(module.get_submodule(own.owner), "bias", None) is None:
+        if own.offset and not own.bare and getattr(module.get_submodule(own.owner), "bias", None) is None:
             return f"{own.owner} has no bias to take up what it is added to"
     return ""
 

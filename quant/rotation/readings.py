@@ -56,7 +56,7 @@ class Readings:
 
 def read_strands(module: nn.Module, call: Call) -> Readings:
     """What each linear and convolution read while the module answered a call."""
-    follower, found = _Follower(), dict[str, Reading]()
+    follower, found = _Follower(dict(_bare(module))), dict[str, Reading]()
 
     def before(name: str, layer: FloatLayer) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -106,15 +106,26 @@ def _makers(module: nn.Module) -> Iterator[tuple[str, nn.Module, Strand | None]]
             yield name, part, None
 
 
+def _bare(module: nn.Module) -> Iterator[tuple[Tensor, Strand]]:
+    """Parameters that belong to no layer, such as a block's own table of scales and shifts, as strands laid flat."""
+    for name, part in module.named_modules():
+        if any(True for _ in part.children()):
+            for own, values in part.named_parameters(recurse=False):
+                rows = Rows(f"{name}.{own}".removeprefix("."), 0, values.numel(), bare=True)
+                yield values, Strand(frozenset({rows}), values.numel(), whole=True, rotates=False)
+
+
 class _Follower(TorchFunctionMode):
     """Knows which tensors are strands, tells tensors apart, and collects spoiled rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[Tensor, Strand]) -> None:
         super().__init__()
         self.spoiled: set[Rows] = set()
         self._strands: Any = WeakTensorKeyDictionary()
         self._numbers: Any = WeakTensorKeyDictionary()
         self._count = self._inside = 0
+        for values, strand in known.items():
+            self._note(values, strand)
 
     def strand(self, x: Any) -> Strand | None:
         """What a tensor's channels are made of."""

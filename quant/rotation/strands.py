@@ -15,12 +15,16 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """Some output channels of a layer, `start` to `stop`, with a constant added: `1 + scale` has an offset of 1."""
+    """Some output channels of a layer, `start` to `stop`, with a constant added: `1 + scale` has an offset of 1.
+
+    `bare`: the owner is no layer but a parameter, laid flat, as a block's own table of scales and shifts.
+    """
 
     owner: str
     start: int
     stop: int
     offset: float = 0.0
+    bare: bool = False
 
     def overlaps(self, other: Rows) -> bool:
         """Whether they share a channel."""
@@ -34,7 +38,8 @@ class Strand:
     Attributes:
         rows: channels that all must be scaled for the tensor's channels to be.
         width: how many channels.
-        whole: the tensor is those rows (with their offset) and nothing else was done to it.
+        whole: the tensor is those rows (with their offset), or the sum of several, and nothing else was done to it. Its
+            channels may lie along its last two dimensions, one after the other.
         rotates: rotating those rows rotates the tensor's channels.
     """
 
@@ -50,7 +55,7 @@ _SAME = frozenset({
     "repeat_interleave", "interpolate",
 })  # fmt: skip
 """Functions that move numbers about. Whether channels stay channels is for the check to find out."""
-_PARTS = frozenset({"chunk", "split", "tensor_split"})
+_PARTS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 _SUMS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _PRODUCTS = frozenset({"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"})
 _QUOTIENTS = frozenset({"div", "__truediv__", "true_divide"})
@@ -92,9 +97,14 @@ def goes_on(strand: Strand, other: Strand) -> bool:
 def _sum(one: Strand | None, other: Strand | None, second: Any) -> Strand | None:
     """A strand plus a number, or plus another strand."""
     if one is not None and one.whole and isinstance(second, int | float):
-        rows = frozenset(own._replace(offset=own.offset + second) for own in one.rows)
+        # one of several takes it: a parameter where there is one, as what layers make may be part of many sums
+        chosen = max(one.rows, key=lambda own: (own.bare, own))
+        rows = one.rows - {chosen} | {chosen._replace(offset=chosen.offset + second)}
         return Strand(rows, one.width, whole=True, rotates=False)
-    return _joined([one, other])
+    joined = _joined([one, other])
+    if joined is None or one is None or other is None:
+        return joined
+    return replace(joined, whole=one.whole and other.whole)
 
 
 def _joined(strands: Sequence[Strand | None]) -> Strand | None:
@@ -119,23 +129,31 @@ def _pieces(
     strand: Strand, name: str, x: Tensor, given: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Strand | None]:
     """Strands of the pieces that a tensor is cut into."""
+    if name == "unbind":
+        given = (1, *given)
     how = given[0] if given else next((value for key, value in kwargs.items() if key != "dim"), 1)
     dim = (given[1] if len(given) > 1 else kwargs.get("dim", 0)) % x.ndim
-    if isinstance(how, int):
+    if name == "unbind":
+        sizes = [1] * x.shape[dim]
+    elif isinstance(how, int):
         size = how if name == "split" else -(-x.shape[dim] // how)
         sizes = [min(size, x.shape[dim] - start) for start in range(0, x.shape[dim], size)]
     else:
         sizes = list(how)
-    if x.shape[dim] != strand.width:
+    stacked = dim == x.ndim - 2 and x.shape[dim] * x.shape[-1] == strand.width
+    if x.shape[dim] != strand.width and not stacked:
         return [strand] * len(sizes)
-    if not strand.whole or len(strand.rows) != 1 or name == "tensor_split":
+    if not strand.whole or name == "tensor_split":
         return [None] * len(sizes)
-    (own,) = strand.rows
-    starts = [own.start + sum(sizes[:index]) for index in range(len(sizes))]
-    return [
-        replace(strand, rows=frozenset({own._replace(start=start, stop=start + size)}), width=size)
-        for start, size in zip(starts, sizes, strict=True)
-    ]
+    unit = x.shape[-1] if stacked else 1
+    starts = [unit * sum(sizes[:index]) for index in range(len(sizes))]
+    return [_piece(strand, start, unit * size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _piece(strand: Strand, start: int, size: int) -> Strand:
+    """Some channels of a strand that is rows, or the sum of several."""
+    rows = (own._replace(start=own.start + start, stop=own.start + start + size) for own in strand.rows)
+    return replace(strand, rows=frozenset(rows), width=size)
 
 
 def _cuts_channels(x: Tensor, index: Any) -> bool:

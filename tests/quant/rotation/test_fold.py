@@ -165,3 +165,27 @@ def test_folds_of_every_family_are_true_each_alone(name: str) -> None:
                 absorb_(module.get_submodule(layer), change)  # type: ignore[arg-type]
             shows = relative_error(run(module, call), truth) > 1e-5
             assert shows != (one.layers == (UNREAD.get(name),)), one
+
+
+TABLES = {"pixart-sigma", "pixart-sizes", "wan", "wan-ti2v", "ltx", "ltx-i2v", "sana"}
+"""Families whose blocks add a table of their own to scales and shifts that one linear makes for all."""
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_tables_of_blocks_take_up_factors_that_these_have_in_common(name: str) -> None:
+    module, call = tiny_denoiser(name, rows=2)
+    readings, truth = read_strands(module, call), run(module, call)
+    before = copy.deepcopy(module.state_dict())
+    folds = [one for one in find_folds(module, readings, [call]).found if any(own.bare for own in one.rows)]
+    assert [(one.kind, len(one.owners)) for one in folds] == [
+        ("scale", 3)
+    ] * 2  # of two blocks, before attention and mlp
+    for one in folds:
+        assert {own.offset for own in one.rows if not own.bare} == {0.0}
+        change = fold._random_change(module, one, seed=3)
+        with restored(module, [one]):
+            fold_(module, one, change)
+            changed = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+            assert {own.owner for own in one.rows if own.bare} < changed
+            assert relative_error(run(module, call), truth) < 1e-5
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

@@ -253,3 +253,20 @@ def test_split_inputs_are_left() -> None:
     told = {layer.name: layer for layer in report.layers}
     assert told["up_blocks.0.resnets.0.conv1"].because.startswith("its input is concatenated")
     assert "up_blocks.0.resnets.0.conv1" not in transformed_layers(module)
+
+
+def test_factors_of_many_blocks_are_folded_where_they_do_as_well() -> None:
+    """What both blocks' attention reads is scaled alike, by their tables and the shared projection, or not at all."""
+    module, call = tiny("wan")
+    truth = output(module, call)
+    reports = []
+    for text in (SMOOTH, SMOOTH + HADAMARD):
+        changed = copy.deepcopy(module)
+        report = rotate_(changed, answering(call), recipe_of(text))
+        assert relative_error(output(changed, call), truth) < 1e-5
+        reports.append({layer.name: layer for layer in report.layers})
+    together, apart = (report["blocks.0.attn1.to_q"] for report in reports)
+    assert (together.rotation, together.factors, together.macs) == ("none", "folded", 0)
+    assert set(together.into) == {f"blocks.{i}.scale_shift_table" for i in (0, 1)} | {"condition_embedder.time_proj"}
+    assert together.because == "factors of many blocks, folded, do as well"
+    assert (apart.rotation, apart.factors) == ("online", "online")
