@@ -2,7 +2,7 @@
 
 from halftone.aclient import AsyncClient
 from halftone.client import Client
-from halftone.images import Images, Picture
+from halftone.images import Images, Picture, Video
 from halftone.version import __version__
 from halftone.views import JobView, ModelView, ProfileView
 from halftone.wire import Event, RetryPolicy
@@ -17,5 +17,6 @@ __all__ = [
     "Picture",
     "ProfileView",
     "RetryPolicy",
+    "Video",
     "__version__",
 ]

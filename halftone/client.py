@@ -17,8 +17,8 @@ from typing import Any, Self
 import httpx
 
 from halftone import wire
-from halftone.images import Images, Picture, finished
-from halftone.views import JobList, JobView, ModelList, ModelView, ProfileList, ProfileView
+from halftone.images import Images, Picture, Video, finished, video_file
+from halftone.views import JobList, JobView, ModelList, ModelView, ProfileList, ProfileView, ResultView
 from halftone.wire import Call, Event, EventParser, RetryPolicy
 from jobs.errors import HalftoneError
 
@@ -86,19 +86,50 @@ class Client:
                 guidance_scale, seed, n, output_format, output_compression, previews, priority.
         """
         job = self.submit(prompt, size=size, idempotency_key=idempotency_key, **fields)
+        result = self._result(job, timeout, on_event)
+        pictures = tuple(Picture(self.file(file.id), file) for file in result.files)
+        return Images(job.id, pictures, result.used, result.costs, result.notices)
+
+    def generate_video(
+        self,
+        prompt: str,
+        *,
+        size: str | None = None,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Video:
+        """Makes a video of a prompt and waits for it; as `generate` does, but for these fields.
+
+        Args:
+            prompt: what to show.
+            size: such as 64x64; or pass width and height.
+            timeout: seconds to wait; for ever when left out.
+            on_event: called with each event of the job.
+            idempotency_key: the same key and fields give the same job again.
+            fields: model, profile, negative_prompt, num_frames or seconds, fps, num_inference_steps, guidance_scale,
+                seed, output_format (mp4, webm, webp, gif, frames), output_compression, previews, priority.
+        """
+        fields["kind"] = "video"
+        job = self.submit(prompt, size=size, idempotency_key=idempotency_key, **fields)
+        result = self._result(job, timeout, on_event)
+        file = video_file(result.files)
+        return Video(job.id, self.file(file.id), file, result.used, result.costs, result.notices)
+
+    def _result(self, job: JobView, timeout: float | None, on_event: Callable[[Event], None] | None) -> ResultView:
+        """What a job made; it is canceled when it fails to be waited for."""
         try:
-            result = finished(self.wait(job.id, timeout=timeout, on_event=on_event))
+            return finished(self.wait(job.id, timeout=timeout, on_event=on_event))
         except BaseException:
             with contextlib.suppress(HalftoneError):  # it may be over already; the first error is what matters
                 self.cancel(job.id)
             raise
-        pictures = tuple(Picture(self.file(file.id), file) for file in result.files)
-        return Images(job.id, pictures, result.used, result.costs, result.notices)
 
     def submit(
         self, prompt: str, *, size: str | None = None, idempotency_key: str | None = None, **fields: Any
     ) -> JobView:
-        """Queues a job and returns at once. Fields as for `generate`."""
+        """Queues a job and returns at once. Fields as for `generate`; with `kind="video"` as for `generate_video`."""
         return wire.read(JobView, self._send(wire.submission(prompt, size, idempotency_key, fields)))
 
     def job(self, job_id: str) -> JobView:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from halftone.images import Images, Picture
+from halftone.images import Images, Picture, Video, video_file
 from halftone.views import ModelView, ProfileView
 from jobs.catalog import Catalog
 from jobs.errors import UnknownModel
@@ -21,7 +21,7 @@ from jobs.files import ResultStore
 from jobs.job import JobResult, new_job_id
 from jobs.pareto import marked
 from jobs.profile import FLOAT
-from jobs.request import ImageParameters, ImageRequest
+from jobs.request import PARAMETERS, AnyRequest, VideoRequest
 from service.admission import Admission, profiles_of
 from service.answers import card_answer
 from service.errors import from_validation
@@ -50,21 +50,22 @@ def known_profiles() -> tuple[ProfileView, ...]:
     return tuple(ProfileView.model_validate(profile.model_dump()) for profile in found)
 
 
-def decide(prompt: str, asked: dict[str, Any], catalog: Catalog, settings: GatewaySettings) -> ImageRequest:
-    """The request that a gateway would queue.
+def decide(prompt: str, asked: dict[str, Any], catalog: Catalog, settings: GatewaySettings) -> AnyRequest:
+    """The request that a gateway would queue; `asked` has the fields of POST /v1/jobs.
 
     Raises:
         InvalidRequest, UnknownModel, UnknownProfile: as the gateway does.
     """
+    kind = PARAMETERS[asked.get("kind", "image")]
     try:
-        parameters = ImageParameters.model_validate({"prompt": prompt, **asked})
+        parameters = kind.model_validate({"prompt": prompt, **asked})
     except ValidationError as fault:
-        raise from_validation(fault.errors(), tuple(ImageParameters.model_fields)) from fault
+        raise from_validation(fault.errors(), tuple(kind.model_fields)) from fault
     return Admission(settings, catalog, _no_workers, _no_floor).resolve(parameters)
 
 
-def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images:
-    """Makes pictures in this process; `on_step` is called with (steps done, steps in all).
+def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images | Video:
+    """Makes pictures, or a video where its kind is asked for, in this process; `on_step`: (steps done, steps in all).
 
     Raises:
         HalftoneError: whatever a server would answer.
@@ -76,11 +77,15 @@ def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images:
         store = ResultStore(Path(folder), settings.result_ttl_seconds)
         job_id = new_job_id()
         result = _run(request, job_id, store, catalog, on_step)
+        if isinstance(request, VideoRequest):
+            file = video_file(result.files)
+            data = store.path_of(file.id).read_bytes()
+            return Video(job_id, data, file, result.used, result.costs, result.notices)
         pictures = tuple(Picture(store.path_of(file.id).read_bytes(), file) for file in result.files)
     return Images(job_id, pictures, result.used, result.costs, result.notices)
 
 
-def _run(request: ImageRequest, job_id: str, store: ResultStore, catalog: Catalog, on_step: Step) -> JobResult:
+def _run(request: AnyRequest, job_id: str, store: ResultStore, catalog: Catalog, on_step: Step) -> JobResult:
     from pipelines.load import quiet
     from workers.generate import Tools, generate
     from workers.hub import Hub

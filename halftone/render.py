@@ -183,9 +183,10 @@ def job_lines(job: JobView) -> list[str]:
 
 def used_line(used: Used | UsedView) -> str:
     """What a job was run with, in a line."""
+    frames = f", {used.num_frames} frames at {used.fps} fps" if used.num_frames is not None else ""
     return (
         f"{used.model} {used.profile} ({used.backend}), seed {used.seed}, {used.num_inference_steps} steps, "
-        f"guidance {used.guidance_scale:g}, {used.width}x{used.height}"
+        f"guidance {used.guidance_scale:g}, {used.width}x{used.height}{frames}"
     )
 
 

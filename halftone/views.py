@@ -15,7 +15,7 @@ _ANSWER = ConfigDict(extra="ignore", frozen=True)
 
 
 class FileView(ResultFile):
-    """One finished picture as the API describes it; `url` is where its bytes are."""
+    """One finished file as the API describes it; `url` is where its bytes are."""
 
     model_config = _ANSWER
 
@@ -71,6 +71,7 @@ class JobView(BaseModel):
     expires_at: float | None = None
     progress: Progress = Progress()
     queue_position: int | None = None
+    eta_seconds: float | None = None
     request: dict[str, Any] = {}
     result: ResultView | None = None
     error: Failure | None = None

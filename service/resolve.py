@@ -28,6 +28,7 @@ from jobs.request import (
     VideoParameters,
     VideoRequest,
 )
+from jobs.video_formats import unfit
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 _LOSSLESS = {"png": "lossless", "gif": "of 256 colours whatever the quality", "frames": "lossless"}
@@ -64,6 +65,7 @@ class Resolver:
         frames, fps = _frames(card, motion, parameters)
         request = VideoRequest(**common, num_frames=frames, fps=fps)
         self._check_pixels(request)
+        _check_format(request)
         return request
 
     def _common(self, card: ModelCard, parameters: AnyParameters) -> dict[str, Any]:
@@ -108,6 +110,12 @@ def _wrong_kind(card: ModelCard, kind: Kind) -> InvalidRequest:
         f'or POST /v1/jobs with "kind": "{card.kind}"',
         param="model",
     )
+
+
+def _check_format(request: VideoRequest) -> None:
+    fault = unfit(request.output_format, request.width, request.height, request.fps)
+    if fault is not None:
+        raise InvalidRequest(f"{fault[0]}: {fault[1]}", param=fault[0])
 
 
 def _check_compression(parameters: AnyParameters) -> None:

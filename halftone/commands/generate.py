@@ -1,4 +1,4 @@
-"""`halftone generate`: one prompt, by a server or in this process, with a progress bar. Knows no HTTP and no torch."""
+"""`halftone generate`: pictures or a video of a prompt, by a server or in this process. Knows no HTTP and no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halftone import render
-from halftone.images import SUFFIXES, Images, format_of
+from halftone.images import FORMATS, SUFFIXES, VIDEO_FORMATS, VIDEO_SUFFIXES, Images, Video, format_of
 from halftone.options import ApiKey, Json, Local, Url, connected
 from halftone.wire import Event, parse_size
 from jobs.errors import InvalidRequest
@@ -34,15 +34,27 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the model's].")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same picture [default: random].")] = None,
     count: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures; picture i has seed + i.")] = None,
-    output_format: Annotated[str | None, typer.Option("--format", help="png, webp or jpeg.")] = None,
+    video: Annotated[bool, typer.Option("--video", help="Make a video.")] = False,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video [default: the model's].")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second of a video [default: the model's].")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of a video, instead of its frames.")] = None,
+    output_format: Annotated[
+        str | None, typer.Option("--format", help="png, webp or jpeg; for a video mp4, webm, webp, gif or frames.")
+    ] = None,
     priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     local: Local = False,
     json: Json = False,
 ) -> None:
-    """Make pictures of a prompt and save them."""
+    """Make pictures, or a video, of a prompt and save them."""
+    if not video:
+        _refuse_frames({"frames": frames, "fps": fps, "seconds": seconds})
     fields: dict[str, Any] = {
+        "kind": "video" if video else "image",
+        "num_frames": frames,
+        "fps": fps,
+        "seconds": seconds,
         "model": model,
         "profile": profile,
         "negative_prompt": negative,
@@ -50,7 +62,7 @@ def generate(
         "guidance_scale": guidance,
         "seed": seed,
         "n": count,
-        "output_format": format_of(output, output_format),
+        "output_format": format_of(output, output_format, VIDEO_FORMATS if video else FORMATS),
         "priority": priority,
     }
     if size is not None:
@@ -62,39 +74,52 @@ def generate(
         def on_step(step: int, total: int) -> None:
             progress.update(task, description="denoising", completed=step, total=total)
 
-        images = _locally(prompt, asked, on_step) if local else _remotely(prompt, asked, on_step, url, api_key)
-    suffix = SUFFIXES[str(fields["output_format"])]
-    paths = images.save(output or free_name(prompt, images, suffix))
+        made = _locally(prompt, asked, on_step) if local else _remotely(prompt, asked, on_step, url, api_key)
+    paths = made.save(output or free_name(prompt, made.pictures[0].seed, _suffix(asked["output_format"], video)))
     if json:
-        render.emit_json(_as_json(images, paths))
+        render.emit_json(_as_json(made, paths))
     else:
-        _tell(images, paths)
+        _tell(made, paths)
 
 
-def _locally(prompt: str, asked: dict[str, Any], on_step: Step) -> Images:
+def _refuse_frames(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequest(f"--{name} is for videos; add --video, or leave it out", param=name)
+
+
+def _suffix(output_format: str, video: bool) -> str:
+    """What files of a format are named by; what no format of ours is, is refused by whoever makes the picture."""
+    return (VIDEO_SUFFIXES if video else SUFFIXES).get(output_format, f".{output_format}")
+
+
+def _locally(prompt: str, asked: dict[str, Any], on_step: Step) -> Images | Video:
     from halftone.local import generate_here
 
     return generate_here(prompt, asked, on_step)
 
 
-def _remotely(prompt: str, asked: dict[str, Any], on_step: Step, url: str | None, api_key: str | None) -> Images:
+def _remotely(
+    prompt: str, asked: dict[str, Any], on_step: Step, url: str | None, api_key: str | None
+) -> Images | Video:
     def on_event(event: Event) -> None:
         step, total = event.data.get("step"), event.data.get("total")
         if event.type == "progress" and isinstance(step, int) and isinstance(total, int):
             on_step(step, total)
 
     with connected(url, api_key) as client:
-        return client.generate(prompt, on_event=on_event, **asked)
+        make = client.generate_video if asked["kind"] == "video" else client.generate
+        return make(prompt, on_event=on_event, **asked)
 
 
-def free_name(prompt: str, images: Images, suffix: str) -> Path:
-    """A file name of the prompt and the first seed, in the current folder, that overwrites nothing.
+def free_name(prompt: str, seed: int, suffix: str) -> Path:
+    """A file name of the prompt and the (first) seed, in the current folder, that overwrites nothing.
 
     Raises:
         InvalidRequest: the name exists, with and without a number up to 999.
     """
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "picture"
-    stem = f"{words}-{images[0].seed}"
+    stem = f"{words}-{seed}"
     candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
     free = (Path(name + suffix) for name in candidates if not list(Path().glob(f"{name}*{suffix}")))
     found = next(free, None)
@@ -105,25 +130,25 @@ def free_name(prompt: str, images: Images, suffix: str) -> Path:
     return found
 
 
-def _as_json(images: Images, paths: list[Path]) -> dict[str, Any]:
+def _as_json(made: Images | Video, paths: list[Path]) -> dict[str, Any]:
     files = [
         {"path": str(path), "seed": picture.seed, "mime": picture.about.mime, "sha256": picture.about.sha256}
-        for path, picture in zip(paths, images, strict=True)
+        for path, picture in zip(paths, made.pictures, strict=True)
     ]
     return {
-        "job_id": images.job_id,
+        "job_id": made.job_id,
         "files": files,
-        "used": images.used,
-        "costs": images.costs,
-        "notices": images.notices,
+        "used": made.used,
+        "costs": made.costs,
+        "notices": made.notices,
     }
 
 
-def _tell(images: Images, paths: list[Path]) -> None:
-    for path, picture in zip(paths, images, strict=True):
+def _tell(made: Images | Video, paths: list[Path]) -> None:
+    for path, picture in zip(paths, made.pictures, strict=True):
         render.emit_line(f"{path}  (seed {picture.seed}, {picture.about.size_bytes} bytes)")
-    render.note(render.used_line(images.used))
-    if took := render.costs_line(images.costs):
+    render.note(render.used_line(made.used))
+    if took := render.costs_line(made.costs):
         render.note(took)
-    for notice in images.notices:
+    for notice in made.notices:
         render.note(f"note: {notice.message}")

@@ -168,6 +168,10 @@ def test_what_cannot_be_is_refused_with_the_reason(idle: Served) -> None:
     assert idle.client.get(ROUTE).json()["data"] == []
 
 
+def test_a_format_that_cannot_hold_it_is_refused(idle: Served) -> None:
+    refused(idle, "fps", "gif shows at most 50 frames a second, not 60", output_format="gif", fps=60)
+
+
 def test_pixels_over_all_frames_are_bounded(make_settings: Callable[..., Settings], serve: Callable[..., Any]) -> None:
     with serve(make_settings(max_video_pixels=16 * 16 * 5)) as gateway:
         refused(gateway, "num_frames", "9 frames of 16x16 are 2304 pixels; at most 1280", num_frames=9)
