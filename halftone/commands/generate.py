@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,18 +69,25 @@ def generate(
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
     asked = {name: value for name, value in fields.items() if value is not None}
-    with render.progress_bar() as progress:
-        task = progress.add_task("waiting", total=None)
-
-        def on_step(step: int, total: int) -> None:
-            progress.update(task, description="denoising", completed=step, total=total)
-
+    with _progress() as on_step:
         made = _locally(prompt, asked, on_step) if local else _remotely(prompt, asked, on_step, url, api_key)
     paths = made.save(output or free_name(prompt, made.pictures[0].seed, _suffix(asked["output_format"], video)))
     if json:
         render.emit_json(_as_json(made, paths))
     else:
         _tell(made, paths)
+
+
+@contextmanager
+def _progress() -> Iterator[Step]:
+    """A bar that moves with the steps."""
+    with render.progress_bar() as progress:
+        task = progress.add_task("waiting", total=None)
+
+        def on_step(step: int, total: int) -> None:
+            progress.update(task, description="denoising", completed=step, total=total)
+
+        yield on_step
 
 
 def _refuse_frames(given: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from service.settings import Settings as GatewaySettings
 from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-OURS = ("gateway", "worker", "worker-gpu")
+OURS = ("gateway", "worker", "worker-video", "worker-gpu")
 SETTINGS: dict[str, type[Settings]] = {"service": GatewaySettings, "workers": WorkerSettings}
 
 Service = dict[str, Any]
@@ -71,8 +71,9 @@ def test_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
 
 
 def test_has_the_services_of_the_house(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"redis", "gateway", "worker", "worker-gpu", "prometheus"}
+    assert set(compose["services"]) == {"redis", "gateway", "worker", "worker-video", "worker-gpu", "prometheus"}
     assert compose["services"]["worker-gpu"]["profiles"] == ["gpu"]
+    assert compose["services"]["worker-video"]["profiles"] == ["video"]
     assert all("profiles" not in compose["services"][name] for name in ("redis", "gateway", "worker", "prometheus"))
 
 
@@ -162,7 +163,8 @@ def test_prometheus_scrapes_gateway_and_workers(compose: dict[str, Any]) -> None
     services = compose["services"]
     expected = {f"gateway:{services['gateway']['environment']['HALFTONE_PORT']}"}
     expected |= {
-        f"{name}:{services[name]['environment']['HALFTONE_METRICS_PORT']}" for name in ("worker", "worker-gpu")
+        f"{name}:{services[name]['environment']['HALFTONE_METRICS_PORT']}"
+        for name in ("worker", "worker-video", "worker-gpu")
     }
     assert targets == expected
     assert "--config.file=/etc/prometheus/prometheus.yml" in services["prometheus"]["command"]
@@ -222,3 +224,11 @@ def top_level_imports(room: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found.add(node.module.split(".")[0])
     return {name for name in found if name not in sys.stdlib_module_names and name not in {"jobs", "service"}}
+
+
+def test_videos_can_have_a_worker_of_their_own(compose: dict[str, Any]) -> None:
+    workers = ("worker", "worker-gpu", "worker-video")
+    told = {name: plain_environment(compose["services"][name])["HALFTONE_LANES"] for name in workers}
+    lanes = {name: WorkerSettings.model_validate({"lanes": value}).lanes for name, value in told.items()}
+    assert lanes == {"worker": ("image", "video"), "worker-gpu": ("image", "video"), "worker-video": ("video",)}
+    assert compose["services"]["worker"]["environment"]["HALFTONE_LANES"].startswith("${HALFTONE_LANES:-")
