@@ -66,7 +66,7 @@ class Films:
 
     checkpoint = "vae-films.pt"
     per_channel = True
-    plan = Plan(steps=4000, batch=16, rate=4e-3)
+    plan = Plan(steps=2800, batch=16, rate=4e-3)
 
     def build(self) -> AutoencoderKLWan:
         """The untrained autoencoder, 2 million parameters: 2x2 pixels are one, then two levels halve space and time.
