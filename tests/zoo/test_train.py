@@ -16,7 +16,7 @@ from pipelines.load import load_components, load_denoiser
 from zoo.build import ZOO
 from zoo.shapes.motion import Motion, MovingScene
 from zoo.shapes.world import BACKGROUNDS, COLOURS, SHAPES, random_scene
-from zoo.train import assemble, autoencoder, checkpoint, denoiser, latents, moving, schedule, still, text
+from zoo.train import assemble, autoencoder, checkpoint, denoiser, latents, moving, schedule, still, text, video
 from zoo.train.__main__ import KINDS
 from zoo.train.films import Films
 from zoo.train.t5 import T5, UMT5
@@ -112,6 +112,16 @@ def test_a_flow_leads_straight_from_data_to_noise_and_the_scheduler_walks_it_bac
     for time in walker.timesteps:
         sample = walker.step(start - latents, time, sample).prev_sample
     torch.testing.assert_close(sample, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_padding_of_captions_is_zeros_of_several_lengths() -> None:
+    torch.manual_seed(0)
+    states, known = torch.randn(2, text.LENGTH, 4), torch.arange(text.LENGTH)[None] < torch.tensor([[3], [7]])
+    seen = [video.padded(states, known) for _ in range(60)]
+    assert {made.shape[1] for made in seen} == {7, text.LENGTH, video.DIFFUSERS_LENGTH}
+    for made in seen:
+        assert torch.equal(made[0, :3], states[0, :3]) and torch.equal(made[1, :7], states[1, :7])
+        assert not made[0, 3:].any() and not made[1, 7:].any()
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zoo.train import schedule, text
 from zoo.train.denoiser import Plan
@@ -14,6 +15,20 @@ from zoo.train.muon import MuonAndAdam
 from zoo.train.t5 import UMT5
 
 LAYERS, HEADS, HEAD_WIDTH = 8, 4, 64
+DIFFUSERS_LENGTH = 512
+"""Tokens that WanPipeline pads a prompt to unless told otherwise."""
+
+
+def padded(states: Tensor, known: Tensor) -> Tensor:
+    """Text states [batch, L, W] with zeros for padding, as WanPipeline gives them, at one of three lengths by chance.
+
+    No mask tells the denoiser what is padding, and its amount is the caller's choice: halftone asks for text.LENGTH,
+    plain diffusers for 512. What is learned at several lengths does not depend on it.
+    """
+    chance = float(torch.rand(()))
+    length = text.LENGTH if chance < 0.6 else int(known.sum(1).max()) if chance < 0.92 else DIFFUSERS_LENGTH
+    told = (states * known[..., None])[:, :length]
+    return functional.pad(told, (0, 0, 0, length - told.shape[1]))
 
 
 class ShapesVideo:
@@ -55,9 +70,9 @@ class ShapesVideo:
         return MuonAndAdam(model, rate, ("patch_embedding", "proj_out"))
 
     def guess(self, model: nn.Module, noisy: Tensor, times: Tensor, states: Tensor, known: Tensor) -> Tensor:
-        """The denoiser's output, by bfloat16 matrix products; the pipeline gives it zeros for padding, and no mask."""
+        """The denoiser's output, by bfloat16 matrix products."""
         with torch.autocast("cpu", torch.bfloat16):
-            guess = model(noisy, timestep=times, encoder_hidden_states=states * known[..., None]).sample
+            guess = model(noisy, timestep=times, encoder_hidden_states=padded(states, known)).sample
         return guess.float()  # type: ignore[no-any-return]
 
     def pipeline(self, autoencoder: AutoencoderKLWan, encoder: nn.Module, model: nn.Module) -> WanPipeline:
