@@ -172,6 +172,8 @@ def job_lines(job: JobView) -> list[str]:
     lines = [f"{name:<9} {value}" for name, value in zip(JOB_COLUMNS, job_row(job), strict=True)]
     if job.queue_position is not None:
         lines.append(f"ahead     {job.queue_position}")
+    if job.eta_seconds is not None:
+        lines.append(f"done in   about {job.eta_seconds:.0f} s")
     if job.error is not None:
         lines.append(f"error     {job.error.code}: {job.error.message}")
     if job.result is not None:

@@ -118,7 +118,7 @@ class Settings(BaseSettings):
 def _explain(settings: type[Settings], error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = str(fault["loc"][0]) if fault["loc"] else ""  # of a list, the variable that holds it
         field = settings.model_fields.get(key)
         name = f"{settings.model_config.get('env_prefix', '')}{key}".upper() if field is not None else key
         secret = "redis_url" in key.lower() or "secret" in key.lower() or "key" in key.lower()

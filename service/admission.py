@@ -91,6 +91,8 @@ class Admission:
             return
         self._seen_workers = None  # one may come any moment: look again at the next request
         what = f"model {request.model!r} with profile {request.profile!r}"
+        if any(worker.serves(request.model, request.profile) for worker in workers):
+            what += f" and takes from lane {request.lane!r} (HALFTONE_LANES)"
         message = f"no live worker serves {what}" if workers else "no worker is running"
         raise NoWorker(f"{message}; try again shortly", retry_after=NO_WORKER_RETRY_AFTER)
 

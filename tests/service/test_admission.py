@@ -12,7 +12,7 @@ from jobs.catalog import Catalog
 from jobs.errors import DiskFull, InvalidRequest, NoWorker, UnknownModel, UnknownProfile
 from jobs.job import Costs
 from jobs.records import WorkerInfo
-from jobs.request import ImageParameters
+from jobs.request import ImageParameters, VideoParameters
 from service.admission import Admission
 from service.settings import Settings
 
@@ -84,6 +84,18 @@ def test_only_a_worker_with_the_profile_will_do(admission: Admission, make_setti
     with pytest.raises(NoWorker, match="no worker is running") as caught:
         asyncio.run(build(make_settings(), []).admit(ask()))
     assert caught.value.retry_after is not None
+
+
+def test_only_a_worker_of_the_lane_will_do(make_settings: Callable[..., Settings]) -> None:
+    profiles = {"tiny": ("float",), "moving": ("float",)}
+    worker = READY.model_copy(update={"profiles": profiles, "lanes": ("image",)})
+    admission = build(make_settings(), [worker])
+    assert asyncio.run(admission.admit(ask())).lane == "image"
+    video = VideoParameters(prompt="a red circle")
+    with pytest.raises(NoWorker, match="'moving' with profile 'float' and takes from lane 'video'"):
+        asyncio.run(admission.admit(video))
+    other = READY.model_copy(update={"name": "v", "profiles": profiles, "lanes": ("video",)})
+    assert asyncio.run(build(make_settings(), [worker, other]).admit(video)).lane == "video"
 
 
 def test_a_full_disk_refuses(make_settings: Callable[..., Settings]) -> None:

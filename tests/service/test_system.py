@@ -109,6 +109,7 @@ def test_metrics(served: Served) -> None:
         "normal",
         "low",
     }
+    assert {sample.labels["lane"] for sample in families["halftone_queue_depth"].samples} == {"image", "video"}
     submitted = {"kind": "image", "model": "tiny", "profile": "float", "priority": "low"}
     assert any(s.labels == submitted and s.value >= 1 for s in families["halftone_jobs_submitted"].samples)
     seen = {(s.labels["route"], s.labels["status"]) for s in families["halftone_http_requests"].samples if s.labels}

@@ -13,11 +13,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
+
+from jobs.errors import BadSettings
 from jobs.job import Job, JobState
 from jobs.queue import JobQueue
 from jobs.redis_server import connect
 from jobs.request import ImageRequest
 from jobs.settings import Settings
+from workers.settings import WorkerSettings
 
 COMMAND = (sys.executable, "-m", "workers")
 
@@ -73,6 +77,7 @@ def test_it_works_with_the_real_child_serves_metrics_and_leaves_on_sigterm(redis
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
     for variables, told in (
         ({"HALFTONE_MAX_RUNNING": "many"}, "HALFTONE_MAX_RUNNING"),
+        ({"HALFTONE_LANES": "image,sound"}, "HALFTONE_LANES"),
         ({"REDIS_URL": ""}, "no Redis: set REDIS_URL"),
         ({"REDIS_URL": "redis://localhost", "HALFTONE_METRICS_HOST": "192.0.2.1"}, "HALFTONE_METRICS_PORT"),
     ):
@@ -87,3 +92,20 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         assert ran.returncode == 2, ran.stderr
         assert told in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "lanes"), [("video", ("video",)), ("image, video", ("image", "video")), ('["image"]', ("image",))]
+)
+def test_lanes_come_with_commas_or_as_json(
+    value: str, lanes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALFTONE_LANES", value)
+    assert WorkerSettings(data=tmp_path).lanes == lanes
+
+
+@pytest.mark.parametrize("value", ["", "sound", '["image"', "image;video"])
+def test_wrong_lanes_are_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFTONE_LANES", value)
+    with pytest.raises(BadSettings, match="HALFTONE_LANES"):
+        WorkerSettings.load()
