@@ -49,8 +49,10 @@ class Claims:
             canceled |= {fields["cancel"] for _, fields in rings if "cancel" in fields}
         return frozenset(canceled)
 
-    async def take(self, worker: str, room: int) -> list[Claim]:
+    async def take(self, worker: str, room: int, lanes: Sequence[str] | None = None) -> list[Claim]:
         """Begin up to `room` jobs, the most urgent first; does not wait. They are running and leased when this returns.
+
+        `lanes` are some of this object's, all by default.
 
         Urgency is creation time, put back by `ageing_seconds` for each step below high: a priority overtakes for that
         long and starves nobody. Lanes are equals. Jobs that lost a worker keep their place. When the reply is lost on
@@ -58,13 +60,14 @@ class Claims:
         """
         if worker == RETURNED:
             raise ValueError(f"a worker cannot be named {worker!r}")
-        if room < 1:
+        chosen = self._lanes if lanes is None else lanes
+        if room < 1 or not chosen:
             return []
         token = self._tokens.setdefault(worker, secrets.token_hex(8))
         more = 1
         taken: list[Any] = []
         while more and not taken:
-            more, *taken = await self._link.run("take", worker, token, room, *self._lanes)
+            more, *taken = await self._link.run("take", worker, token, room, *chosen)
         if taken:
             del self._tokens[worker]
         return [Claim(job_from_pairs(job_id, pairs), token) for job_id, pairs in taken]

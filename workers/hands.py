@@ -78,6 +78,10 @@ class Hands:
         inside = self.in_phase(Phase.IN_CHILD)
         return 0 if any(run.claim.suspect for run in inside) else most - len(inside)
 
+    def of_lane(self, lane: str) -> int:
+        """How many jobs of a lane the child has, or will get."""
+        return sum(run.claim.job.request.lane == lane for run in self._runs.values() if run.phase is not Phase.SETTLING)
+
     # ---- in --------------------------------------------------------------------------------------------------------
 
     def accept(self, claim: Claim) -> Running:

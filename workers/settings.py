@@ -20,6 +20,7 @@ class WorkerSettings(Settings):
         ("image", "video"), min_length=1, description="Kinds of jobs it takes, separated by commas."
     )
     max_running: int = Field(16, ge=1, le=256, description="Jobs in the device child at once.")
+    max_running_videos: int = Field(4, ge=1, le=256, description="Of these, videos; more wait and let pictures pass.")
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
     cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")

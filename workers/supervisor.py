@@ -33,6 +33,8 @@ from workers.settle import Settler
 from workers.sweep import Sweeper
 from workers.watchdog import judge
 
+VIDEO = "video"
+"""The lane of long jobs."""
 LATE_SECONDS = 1.0
 """A loop that wakes this late says that the supervisor itself stood still, not the child."""
 AWAY_SECONDS = 0.1
@@ -170,11 +172,19 @@ class Supervisor:
     async def _take(self) -> None:
         """Take until the queue is empty or the child is full."""
         while not self._draining.is_set() and (room := self._hands.room(self._settings.max_running)) > 0:
-            claims = await self._queue.take(self.name, room)
+            claims = await self._queue.take(self.name, *self._wanted(room))
             if not claims:
                 return
             for claim in claims:
                 self._hands.accept(claim)
+
+    def _wanted(self, room: int) -> tuple[int, tuple[str, ...]]:
+        """How many jobs to take at most, and of which lanes: videos never fill all room, or pictures would queue up."""
+        lanes = self._settings.lanes
+        videos = self._settings.max_running_videos - self._hands.of_lane(VIDEO)
+        if VIDEO not in lanes or videos >= room:
+            return room, lanes
+        return (videos, lanes) if videos > 0 else (room, tuple(lane for lane in lanes if lane != VIDEO))
 
     async def _listen_loop(self) -> None:
         """Wait for the doorbell: something was queued, or somebody wants a job stopped."""

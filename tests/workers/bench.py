@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from jobs.job import Job, JobState
 from jobs.queue import JobQueue
-from jobs.request import ImageRequest
+from jobs.request import ImageRequest, VideoRequest
 from workers.metrics import Metrics
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor
@@ -41,17 +41,11 @@ class Bench:
     url: str
     working: asyncio.Task[None]
 
-    async def submit(self, prompt: str) -> str:
-        request = ImageRequest(
-            model="null",
-            profile="float",
-            prompt=prompt,
-            width=8,
-            height=8,
-            num_inference_steps=4,
-            guidance_scale=0,
-            seed=1,
-        )
+    async def submit(self, prompt: str, *, frames: int | None = None) -> str:
+        """A job for a picture, or with `frames` for a video."""
+        fields: dict[str, Any] = {"model": "null", "profile": "float", "prompt": prompt, "width": 8, "height": 8}
+        fields |= {"num_inference_steps": 4, "guidance_scale": 0, "seed": 1}
+        request = ImageRequest(**fields) if frames is None else VideoRequest(**fields, num_frames=frames, fps=8)
         return (await self.queue.submit(request)).job.id
 
     async def until(self, job_id: str, wanted: Callable[[Job], bool], seconds: float = 20) -> Job:
@@ -96,5 +90,5 @@ class Bench:
 
 class BenchOf(Protocol):
     def __call__(
-        self, command: tuple[str, ...] = ..., url: str = ..., **bounds: float
+        self, command: tuple[str, ...] = ..., url: str = ..., **bounds: object
     ) -> AbstractAsyncContextManager[Bench]: ...

@@ -35,12 +35,12 @@ def bench_of(redis_url: str, tmp_path: Path) -> BenchOf:
     """Makes an async context: a bench with the given settings, whose supervisor is drained at the end."""
 
     @asynccontextmanager
-    async def make(command: tuple[str, ...] = FAKE, url: str = redis_url, **bounds: float) -> AsyncIterator[Bench]:
+    async def make(command: tuple[str, ...] = FAKE, url: str = redis_url, **bounds: object) -> AsyncIterator[Bench]:
         settings = WorkerSettings.model_validate(
             {"data": tmp_path, "redis_url": url, "namespace": secrets.token_hex(4), "lease_seconds": 2} | bounds
         )
         redis = connect(url)
-        queue, metrics = JobQueue(redis, settings), Metrics()
+        queue, metrics = JobQueue(redis, settings, settings.lanes), Metrics()
         store = ResultStore(settings.results_dir, settings.result_ttl_seconds)
         supervisor = Supervisor(queue, store, settings, metrics, command)
         working = asyncio.create_task(supervisor.run())

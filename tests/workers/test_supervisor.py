@@ -190,6 +190,30 @@ def test_what_never_became_a_result_is_swept(bench_of: BenchOf) -> None:
     asyncio.run(story())
 
 
+def test_videos_never_take_all_room(bench_of: BenchOf) -> None:
+    async def story() -> None:
+        async with bench_of(max_running=4, max_running_videos=2) as bench:
+            videos = [await bench.submit("sleep 1.5", frames=5) for _ in range(6)]
+            await bench.running(*videos[:2])
+            picture = await bench.submit("red")
+            assert (await bench.final(picture)).state is JobState.SUCCEEDED
+            states = [(await bench.queue.get(job_id)).state for job_id in videos]
+            assert states.count(JobState.RUNNING) == 2 and states.count(JobState.QUEUED) == 4
+            assert (await bench.final(videos[2])).state is JobState.SUCCEEDED, "the next ones follow"
+
+    asyncio.run(story())
+
+
+def test_a_worker_takes_from_its_lanes_only(bench_of: BenchOf) -> None:
+    async def story() -> None:
+        async with bench_of(lanes=("video",)) as bench:
+            picture, video = await bench.submit("red"), await bench.submit("red", frames=5)
+            assert (await bench.final(video)).state is JobState.SUCCEEDED
+            assert (await bench.queue.get(picture)).state is JobState.QUEUED
+
+    asyncio.run(story())
+
+
 def test_a_drain_finishes_what_runs_and_leaves_the_rest(bench_of: BenchOf) -> None:
     async def story() -> None:
         async with bench_of(max_running=2) as bench:
