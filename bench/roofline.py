@@ -108,8 +108,7 @@ def integer_products(graph: Path, sample: Sequence[int], threads: int, rounds: i
     """
     model = runtime.core().read_model(graph)
     model.reshape({port: [sample[0], *_lengths(port)[1:]] for port in model.inputs if _free(port)})
-    properties = runtime.properties(threads, Path()) | {"PERF_COUNT": True}
-    del properties["CACHE_DIR"]
+    properties = runtime.properties(threads) | {"PERF_COUNT": True}
     compiled = runtime.core().compile_model(model, "CPU", properties)
     request = compiled.create_infer_request()
     inputs = [_filled(port) for port in compiled.inputs]

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from quant.backends.call import Call
 from quant.backends.moment import run_timed
-from quant.backends.runtime import openvino
+from quant.backends.runtime import TorchScriptPythonDecoder, openvino
 from quant.errors import BackendError
 from quant.report import LayerForm, counted
 
@@ -85,7 +85,10 @@ def convert(module: nn.Module, call: Call) -> Any:
         # tracing is deprecated in torch, and warns of every shape check that it takes for constant
         warnings.simplefilter("ignore")
         try:
-            model = openvino.convert_model(_Flat(module, example), example_input=tuple(example.tensors().values()))
+            # not traced again for a check, which takes a multiple of time and memory
+            flat, tensors = _Flat(module, example), tuple(example.tensors().values())
+            decoder = TorchScriptPythonDecoder(flat, example_input=tensors, trace_kwargs={"check_trace": False})
+            model = openvino.convert_model(decoder)
         except Exception as error:
             raise BackendError(f"OpenVINO cannot take over {type(module).__name__}: {error}") from error
     names = list(example.tensors())

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends import convert, disk, kernels, runtime
+from quant.backends import compiled, convert, disk, kernels, runtime
 from quant.backends.call import Call, run_in_parts
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
@@ -46,9 +46,10 @@ _Key = tuple[str, int]
 class _Compiled:
     """One compiled graph with its one request; calls take turns."""
 
-    def __init__(self, model: Any, call: Call, rows: int) -> None:
+    def __init__(self, model: Any, call: Call, rows: int, mapped: Any = None) -> None:
         self.model = model
         self.rows = rows
+        self._mapped = mapped  # lives as long as the graph that may look into it
         self._names = convert.input_names(model, call)
         self._request = model.create_infer_request()
         self._turn = threading.Lock()
@@ -83,7 +84,7 @@ class OpenVinoExecutable:
         self._bytes = manifest.memory_bytes
         self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
         self._folder = self._cache / hashlib.sha256(identity.encode()).hexdigest()[:24]
-        self._properties = runtime.properties(threads, self._folder / "compiled")
+        self._properties = runtime.properties(threads)
         self._float_in = manifest.float_in
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
         self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
@@ -171,19 +172,45 @@ class OpenVinoExecutable:
             future.set_exception(error)
             raise
 
+    @runtime.tight_memory()
     def _compile(self, call: Call, rows: int) -> _Compiled:
-        core = runtime.core()
+        found = self._compiled_before(call, rows)
+        if found is None:
+            fresh = self._compile_anew(call, rows)
+            disk.keep_within(self._cache, self._cache_bytes)
+            if fresh is not None:
+                return _Compiled(fresh, call, rows)
+            found = self._compiled_before(call, rows)  # without the graph's own weights, which compiling held
+        if found is None:
+            raise BackendError(f"compiled code for {rows} rows cannot be read back from {self._folder}")
+        runtime.give_back_memory()
+        return _Compiled(found[0], call, rows, found[1])
+
+    def _compiled_before(self, call: Call, rows: int) -> tuple[Any, Any] | None:
+        for halves in (True, False) if self._float_in == "bfloat16" else (False,):
+            found = compiled.read(self._code(call, rows, halves), self._asked(halves))
+            if found is not None:
+                return found
+        return None
+
+    def _compile_anew(self, call: Call, rows: int) -> Any:
+        """Compiles onto the disk; gives what was compiled where that cannot keep it."""
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
-        halves = runtime.IN_BFLOAT16 if self._takes_bfloat16(model) else {}
+        halves = self._takes_bfloat16(model)
         try:
-            compiled = core.compile_model(model, "CPU", self._properties | halves)
+            fresh = runtime.core().compile_model(model, "CPU", self._asked(halves))
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
-        disk.keep_within(self._cache, self._cache_bytes)
-        runtime.give_back_memory()
-        return _Compiled(compiled, call, rows)
+        return None if compiled.write(fresh, self._code(call, rows, halves)) else fresh
+
+    def _asked(self, halves: bool) -> dict[str, Any]:
+        return self._properties | (runtime.IN_BFLOAT16 if halves else {})
+
+    def _code(self, call: Call, rows: int, halves: bool) -> Path:
+        name = f"{call.signature()}{self._patterns.key(call)}-{rows}{'-bf16' if halves else ''}.blob"
+        return self._folder / "compiled" / name
 
     def _takes_bfloat16(self, model: Any) -> bool:
         """Whether a graph runs in bfloat16 what is not integer; told to the log where that was asked for in vain."""

@@ -110,7 +110,7 @@ def test_failures_to_compile_are_told_and_not_remembered(
     openvino: engine.OpenVinoExecutable, call: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(openvino, "_graph", lambda part: 1 / 0)
+        patched.setattr(openvino, "_compiled_before", lambda part, rows: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             openvino.run(call(1))
     assert openvino.run(call(1)).shape[0] == 1

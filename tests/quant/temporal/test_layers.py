@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -198,9 +196,7 @@ class Small(nn.Module):
         (None, False, True),
     ],
 )
-def test_openvino_takes_lookups_over(
-    storage: Storage | None, selected: bool, with_features: bool, tmp_path: Path
-) -> None:
+def test_openvino_takes_lookups_over(storage: Storage | None, selected: bool, with_features: bool) -> None:
     module = Small(storage, selected).eval().requires_grad_(False)
     bind(module, MomentHolder())
     x, times, features = torch.randn(3, 4), torch.tensor([1.0, 2.0, 3.0]), torch.randn(3, 12)
@@ -208,7 +204,7 @@ def test_openvino_takes_lookups_over(
     now = moment(torch.tensor([4, 0, 2]), known, features if with_features else None)
     call = timed(Call({"x": x, "time": times}, StepClock.unknown(3), roles={"time": "time"}), now)
     graph = convert.convert(module, call)
-    compiled = core().compile_model(graph, "CPU", properties(1, tmp_path))
+    compiled = core().compile_model(graph, "CPU", properties(1))
     arrays = [call.tensors()[name].numpy() for name in convert.input_names(graph, call)]
     expected = run_timed(module, call.tensors(), call.constants).numpy()
     assert np.abs(compiled(arrays)[0] - expected).max() < 1e-5

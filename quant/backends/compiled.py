@@ -1,0 +1,56 @@
+"""Compiled graphs on disk: written whole, and read by mapping them. Must not know what is compiled, or when.
+
+OpenVINO's own cache reads all weights of a graph to find what it had compiled of it: as many bytes again in memory. A
+file that is found by its name needs none of that.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.backends import disk, runtime
+
+_log = logging.getLogger(__name__)
+
+
+def write(compiled: Any, path: Path) -> bool:
+    """Keeps a compiled graph as `path`, whole or not at all; whether there was room for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as partial:
+            fresh = Path(partial) / path.name
+            with fresh.open("wb") as file:
+                file.write(compiled.export_model().getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+    except OSError as error:
+        _log.warning("compiled code is not kept: %s: %s", path, error.strerror)
+        return False
+    return True
+
+
+def read(path: Path, properties: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
+    """A compiled graph and the map of its file, which must live as long as it; None where there is none of use."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # OpenVINO wants what it might write to
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return None
+    disk.mark_used(path)
+    tensor = runtime.openvino.Tensor(np.frombuffer(mapped, np.uint8), shared_memory=True)
+    try:
+        compiled = runtime.core().import_model(tensor, "CPU", dict(properties))
+    except RuntimeError as error:
+        _log.warning("compiled code cannot be read, and is compiled again: %s: %s", path, error)
+        return None
+    mapped.madvise(mmap.MADV_DONTNEED)  # weights are packed elsewhere by now; what is not is read again when needed
+    return compiled, mapped
