@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, TypeVar
 
 import pytest
@@ -21,12 +22,12 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from jobs.errors import JobFinished
+from jobs.errors import JobFinished, NotFound
 from jobs.job import TRANSITIONS, Costs, Failure, JobResult, JobState, Used
-from jobs.keys import RETURNED, Keys
+from jobs.keys import LANES, RETURNED, Keys
 from jobs.queue import Claim, JobQueue
 from jobs.redis_server import connect
-from jobs.request import ImageRequest, Priority
+from jobs.request import AnyRequest, ImageRequest, Priority, VideoRequest
 from jobs.settings import Settings
 
 T = TypeVar("T")
@@ -53,7 +54,9 @@ class Known:
     """What the model believes of a job."""
 
     owner: str
+    lane: str
     state: JobState = JobState.QUEUED
+    deleted: bool = False
     holder: str | None = None
     asked: bool = False
     suspects: int = 0
@@ -61,8 +64,16 @@ class Known:
     claims: list[Claim] = field(default_factory=list)
 
 
+def request_of(lane: str, priority: Priority) -> AnyRequest:
+    fields: dict[str, Any] = {
+        "model": "m", "profile": "float", "prompt": "x", "width": 64, "height": 64, "num_inference_steps": 4,
+        "guidance_scale": 1.0, "seed": 1, "priority": priority,
+    }  # fmt: skip
+    return ImageRequest(**fields) if lane == "image" else VideoRequest(**fields, num_frames=5, fps=8)
+
+
 class Walk(RuleBasedStateMachine):
-    """Two workers, a few jobs, any order of deeds, old claims used again and again."""
+    """Three workers of two lanes, a few jobs, any order of deeds, old claims used again and again."""
 
     url = ""
 
@@ -75,6 +86,8 @@ class Walk(RuleBasedStateMachine):
         self.keys = Keys(self.settings.namespace)
         self.redis: Redis = self.do(self.open())
         self.queue = JobQueue(self.redis, self.settings)
+        self.lanes = {"w1": ("image",), "w2": ("video",), "w3": LANES}
+        self.workers = {name: JobQueue(self.redis, self.settings, lanes) for name, lanes in self.lanes.items()}
         self.reaper = JobQueue(self.redis, self.settings.model_copy(update={"lease_seconds": 0.001}))
         self.jobs: dict[str, Known] = {}
 
@@ -103,31 +116,21 @@ class Walk(RuleBasedStateMachine):
         worn = job.suspects >= self.settings.max_suspect_attempts or job.deliveries >= self.settings.max_deliveries
         return JobState.FAILED if worn else JobState.QUEUED
 
-    @rule(owner=st.sampled_from(["", "a", "b"]), priority=st.sampled_from(list(Priority)))
-    def submit(self, owner: str, priority: Priority) -> None:
-        request = ImageRequest(
-            model="m",
-            profile="float",
-            prompt="x",
-            width=64,
-            height=64,
-            num_inference_steps=4,
-            guidance_scale=1.0,
-            seed=1,
-            priority=priority,
-        )
+    @rule(owner=st.sampled_from(["", "a", "b"]), priority=st.sampled_from(list(Priority)), lane=st.sampled_from(LANES))
+    def submit(self, owner: str, priority: Priority, lane: str) -> None:
         job_id = f"{len(self.jobs):032x}"
-        assert self.do(self.queue.submit(request, owner=owner, job_id=job_id)).created
-        self.jobs[job_id] = Known(owner)
+        assert self.do(self.queue.submit(request_of(lane, priority), owner=owner, job_id=job_id)).created
+        self.jobs[job_id] = Known(owner, lane)
 
-    @rule(worker=st.sampled_from(["w1", "w2"]), room=st.integers(1, 3))
+    @rule(worker=st.sampled_from(["w1", "w2", "w3"]), room=st.integers(1, 3))
     def take(self, worker: str, room: int) -> None:
-        waiting = sum(job.state is JobState.QUEUED for job in self.jobs.values())
-        claims = self.do(self.queue.take(worker, room))
+        own = [job for job in self.jobs.values() if job.lane in self.lanes[worker]]
+        waiting = sum(job.state is JobState.QUEUED for job in own)
+        claims = self.do(self.workers[worker].take(worker, room))
         assert len(claims) == min(room, waiting)
         for claim in claims:
             job = self.jobs[claim.job.id]
-            assert job.state is JobState.QUEUED
+            assert job.state is JobState.QUEUED and job.lane in self.lanes[worker]
             job.state, job.holder = JobState.RUNNING, claim.token
             job.deliveries += 1
             job.claims.append(claim)
@@ -136,10 +139,11 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data(), verdict=st.sampled_from(sorted(SETTLE)))
     def settle(self, data: st.DataObject, verdict: str) -> None:
         _, job, claim, held = self.pick(data)
-        again = job.state.value == verdict and job.holder == claim.token
-        assert self.do(SETTLE[verdict](self.queue, claim)) == (held or again)
+        again = job.state.value == verdict and job.holder == claim.token and not job.deleted
+        dropped = job.deleted and verdict == "succeeded"
+        assert self.do(SETTLE[verdict](self.queue, claim)) == ((held and not dropped) or again)
         if held:
-            job.state = JobState(verdict)
+            job.state = JobState.CANCELED if dropped else JobState(verdict)
 
     @precondition(lambda self: self.claims())
     @rule(data=st.data(), suspect=st.booleans())
@@ -156,6 +160,10 @@ class Walk(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         job = self.jobs[job_id]
+        if job.deleted:
+            with pytest.raises(NotFound):
+                self.do(self.queue.cancel(job_id))
+            return
         if job.state in (JobState.SUCCEEDED, JobState.FAILED):
             with pytest.raises(JobFinished):
                 self.do(self.queue.cancel(job_id))
@@ -164,6 +172,20 @@ class Walk(RuleBasedStateMachine):
         if job.state is JobState.QUEUED:
             job.state = JobState.CANCELED
         job.asked = True
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[job_id]
+        if job.deleted:
+            with pytest.raises(NotFound):
+                self.do(self.queue.delete(job_id))
+            return
+        assert self.do(self.queue.delete(job_id)).state is job.state
+        job.deleted = job.asked = True
+        if job.state is JobState.QUEUED:
+            job.state = JobState.CANCELED
 
     @rule()
     def let_leases_end(self) -> None:
@@ -188,14 +210,19 @@ class Walk(RuleBasedStateMachine):
 
     async def compare(self) -> None:
         for job_id, known in self.jobs.items():
+            if known.deleted:
+                with pytest.raises(NotFound):
+                    await self.queue.get(job_id)
+                assert await self.redis.exists(self.keys.job(job_id)) == (known.state is JobState.RUNNING)
+                continue
             job = await self.queue.get(job_id)
             assert (job.state, job.suspect_attempts, job.deliveries) == (known.state, known.suspects, known.deliveries)
         waiting: set[str] = set()
         running = 0
-        for priority in Priority:
-            waiting |= {str(job_id) for job_id in await self.redis.zrange(self.keys.waiting("image", priority), 0, -1)}
-            if await self.redis.exists(self.keys.queue("image", priority)):
-                consumers = await self.redis.xinfo_consumers(self.keys.queue("image", priority), "workers")
+        for lane, priority in product(LANES, Priority):
+            waiting |= {str(job_id) for job_id in await self.redis.zrange(self.keys.waiting(lane, priority), 0, -1)}
+            if await self.redis.exists(self.keys.queue(lane, priority)):
+                consumers = await self.redis.xinfo_consumers(self.keys.queue(lane, priority), "workers")
                 running += sum(one["pending"] for one in consumers if one["name"] != RETURNED)
         assert waiting == {job_id for job_id, job in self.jobs.items() if job.state is JobState.QUEUED}
         assert running == sum(job.state is JobState.RUNNING for job in self.jobs.values())
