@@ -156,11 +156,11 @@ def predicted_error(name: str, layer: FloatLayer, quantized: Quantized, basis: B
     statistics = seen.parts or [seen]
     pairs = list(zip(parts, statistics, strict=True))
     power = math.fsum(one.inputs.power * one.inputs.total for one in statistics)
-    lost = math.fsum(_input_error(part, one) * one.inputs.total for part, one in pairs)
+    lost = math.fsum(input_error(part, one) * one.inputs.total for part, one in pairs)
     return math.sqrt(of_weight + lost / max(power, 1e-30))
 
 
-def _input_error(part: QuantizedLayer, seen: LayerStatistics) -> float:
+def input_error(part: QuantizedLayer, seen: LayerStatistics) -> float:
     """Mean squared rounding error of a layer's input."""
     bits = (part.activation_high + 1).bit_length() - 1
     zero_point = None if part.input_zero_point is None else int(part.input_zero_point)

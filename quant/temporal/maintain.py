@@ -116,8 +116,8 @@ def maintain(
     if len(names) > 1:
         return _untouched(bare, leaves, f"there are several timesteps, {', '.join(names)}")
     program = TemporalProgram(module, leaves)
-    times, hoisted = {names[0]: statistics.schedule}, _hoisted(leaves, statistics.calls)
-    task = _Task(module, tuple(leaves), settings, example, times, program, hoisted, seed, progress)
+    times, each = {names[0]: statistics.schedule}, hoisted(leaves, statistics.calls)
+    task = _Task(module, tuple(leaves), settings, example, times, program, each, seed, progress)
     ways = {"tib": _by_layers, "cache": _by_tables, "select": _by_the_better}
     progress("temporal layers", 0, 1)
     try:
@@ -191,7 +191,7 @@ def _tabled(task: _Task) -> TemporalPlan:
     return make_plan(task.program, task.leaves, task.example, task.times, storage=storage, choices=task.hoisted)
 
 
-def _hoisted(leaves: Sequence[TemporalLeaf], calls: Sequence[Call]) -> dict[str, Strategy]:
+def hoisted(leaves: Sequence[TemporalLeaf], calls: Sequence[Call]) -> dict[str, Strategy]:
     """Frontier layers whose features each request needs anew although no text reaches them: of class E1, where requests
     differ in their constants, as in their class. Tables would hold for one of many.
     """
