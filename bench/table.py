@@ -16,11 +16,11 @@ from rich.progress import Progress
 
 import quant
 from pipelines import calibrate
+from pipelines.beside import Remembered, timed
 from pipelines.denoiser import Denoiser
 from pipelines.features import temporal_features
 from pipelines.load import Components
 from pipelines.quantized import load_profile
-from zoo.beside import Remembered, timed
 from zoo.build import Means, card_of, measure, model_defaults, tasks, timed_prompts
 
 Found = dict[str, Any]

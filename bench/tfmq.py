@@ -17,11 +17,11 @@ from bench.machine import describe
 from bench.table import Kept, compared, each_row
 from bench.tfmq_rows import Row, rows
 from pipelines import calibrate
+from pipelines.beside import Remembered
 from pipelines.denoiser import TorchDenoiser
 from pipelines.load import Components, load_components, load_denoiser, quiet
 from pipelines.order import halftone_version
 from pipelines.quantized import denoiser_sha256
-from zoo.beside import Remembered
 from zoo.build import ZOO, calibration_prompts, model_defaults
 
 MODEL = "shapes-unet"

@@ -96,19 +96,20 @@ def make_plan(
         UnsupportedModel: the pipeline runs one branch alone, or in an order that no plan can serve.
         CalibrationError: the model produced NaN or infinity, or guidance has no effect.
     """
-    fitted, checked = _divided(subjects, seed)
+    fitted, checked = divided(subjects, seed)
     batches = [-(-len(pictures.subjects) // batch) for pictures in (fitted, checked)]
     runs = sum(batches) + min(PROBES, defaults.num_inference_steps) + ROUNDS * (CORRECTIONS * batches[0] + batches[1])
     trials = Trials(components, denoiser, defaults, batch=batch, told=_counted(progress, runs))
     if guidance.method == "plan":
-        plan = _Planner(trials, denoiser, guidance, defaults, fitted, checked).plan()
+        plan = Planner(trials, denoiser, guidance, defaults, fitted, checked).plan()
     else:
         plan = _as_given(trials, denoiser, guidance, defaults, checked)
     progress("planning guidance", runs, runs)
     return plan
 
 
-def _divided(subjects: Sequence[Subject], seed: int) -> tuple[_Pictures, _Pictures]:
+def divided(subjects: Sequence[Subject], seed: int) -> tuple[_Pictures, _Pictures]:
+    """Those to fit on, and those to check by."""
     if len(subjects) < FEW:
         return (_Pictures(subjects, seed),) * 2
     count = min(CHECKED, len(subjects) * CHECKED // (FITTED + CHECKED))
@@ -170,7 +171,7 @@ def _served(guidance: Guidance, defaults: Defaults) -> tuple[float, float]:
     return low * defaults.guidance_scale, high * defaults.guidance_scale
 
 
-class _Planner:
+class Planner:
     """Chooses a plan for one model."""
 
     def __init__(
@@ -188,12 +189,7 @@ class _Planner:
 
     def plan(self) -> GuidancePlan:
         """The plan that skips most of those tried that are within the budget; full guidance where none is."""
-        tapes = self._trials.record(self._fitted.subjects, self._fitted.first)
-        if self._checked is not self._fitted:
-            self._trials.record(self._checked.subjects, self._checked.first)
-        self._costs = count_costs(self._denoiser, tapes[0])
-        self._timesteps = tapes[0].timesteps
-        dynamics = self._dynamics(tapes)
+        tapes, dynamics = self._recorded()
         plan = self._search(dynamics)
         if not self._guidance.share_attention:
             return plan
@@ -202,6 +198,26 @@ class _Planner:
             if tried.error <= self._guidance.budget:
                 return measured(candidate, tried)
         return plan
+
+    def offers(self) -> list[tuple[float, float]]:
+        """(saving, error) of the choices of steps, as expected times what a middle one shows to be missing."""
+        _, dynamics = self._recorded()
+        choices = [choice for choice in best_choices(dynamics).values() if choice.skipped and choice.error > 0]
+        if not choices:
+            return []
+        middle = choices[2 * len(choices) // 3]
+        ratio = self._try(dynamics, middle)[1].error / middle.error
+        plans = [self._planned(one.runs, weights_of(dynamics, one.runs), one.error) for one in choices]
+        return [(plan.saving, ratio * one.error) for plan, one in zip(plans, choices, strict=True)]
+
+    def _recorded(self) -> tuple[list[Tape], Dynamics]:
+        """Runs in full guidance, and what they tell; remembers those to check by too."""
+        tapes = self._trials.record(self._fitted.subjects, self._fitted.first)
+        if self._checked is not self._fitted:
+            self._trials.record(self._checked.subjects, self._checked.first)
+        self._costs = count_costs(self._denoiser, tapes[0])
+        self._timesteps = tapes[0].timesteps
+        return tapes, self._dynamics(tapes)
 
     def _dynamics(self, tapes: Sequence[Tape]) -> Dynamics:
         pictures = len(self._fitted.subjects)

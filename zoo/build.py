@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import quant
 from jobs.profile import Defaults, ProfileCard
 from pipelines import calibrate
+from pipelines.beside import Remembered, timed
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
@@ -28,7 +29,6 @@ from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.quantized import load_profile
 from quant.metrics import Features
 from zoo.accuracy import Task, unseen
-from zoo.beside import Remembered, timed
 from zoo.frechet import FEWEST, ShapesWorld
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults

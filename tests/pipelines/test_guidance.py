@@ -169,12 +169,12 @@ def test_branches_that_never_differ_are_told(tmp_path: Path) -> None:
 
 
 def test_few_pictures_are_fitted_on_and_checked_by_alike() -> None:
-    few = guidance._divided(["a", "b"], 3)
+    few = guidance.divided(["a", "b"], 3)
     assert few[0] is few[1] and few[0].first == 3
-    fitted, checked = guidance._divided([str(number) for number in range(64)], 10)
+    fitted, checked = guidance.divided([str(number) for number in range(64)], 10)
     assert (len(fitted.subjects), len(checked.subjects)) == (24, 16)
     assert (fitted.first, checked.first) == (10, 34) and not {*fitted.subjects} & {*checked.subjects}
-    fitted, checked = guidance._divided(list(PROMPTS), 0)
+    fitted, checked = guidance.divided(list(PROMPTS), 0)
     assert (len(fitted.subjects), len(checked.subjects)) == (4, 2)
 
 

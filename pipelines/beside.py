@@ -11,6 +11,7 @@ from torch import Tensor
 from jobs.profile import Defaults
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.drawing import draw_batch
+from pipelines.families import Subject
 from pipelines.load import Components
 
 ROUNDS = 3
@@ -45,7 +46,7 @@ def _bytes_of(call: DenoiserCall) -> Iterator[bytes]:
 
 
 def timed(
-    components: Components, denoisers: Mapping[str, Denoiser], prompts: Sequence[str], defaults: Defaults
+    components: Components, denoisers: Mapping[str, Denoiser], prompts: Sequence[Subject], defaults: Defaults
 ) -> dict[str, float]:
     """Seconds for one picture by each denoiser, all prompts drawn together: medians of rounds in turn, after one round
     that does not count.

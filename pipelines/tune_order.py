@@ -1,0 +1,115 @@
+"""What is asked of a recipe's search and what it answers, as data; and the recipe that every search begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+import quant
+from jobs.profile import Defaults
+from pipelines.families import Subject
+from pipelines.fidelity import Checker
+from pipelines.quantized import Means
+from quant.recipe import Recipe, Sensitive
+from quant.tuning.costs import Objective
+
+FORMAT = 1
+"""Version of what is kept on disk between runs, and beside artifacts."""
+
+
+class OutOfReach(quant.QuantError):
+    """No recipe keeps the promise; the message says what the best one reached."""
+
+
+@dataclass(frozen=True)
+class TuneOrder:
+    """What is to be found.
+
+    Attributes:
+        folder: the model, in diffusers layout.
+        out: the artifact's folder; its name is the profile's.
+        model: the model's id.
+        objective: what is to be least.
+        min_psnr_db: mean PSNR to float that pictures of held-out subjects must have.
+        subjects: to calibrate and measure on.
+        checked: others, which every recipe is drawn on.
+        held_out: others again, which the found one is held to at last.
+        defaults: at which settings.
+        work: where measurements, rounds and plans are kept until all is done; orders of one model may share it.
+        means: what a backend may use.
+        seed: of all that is drawn to measure.
+        probed: pictures that are drawn with gradients.
+        checker: whether a picture shows its prompt.
+    """
+
+    folder: Path
+    out: Path
+    model: str
+    objective: Objective
+    min_psnr_db: float
+    subjects: Sequence[Subject]
+    checked: Sequence[Subject]
+    held_out: Sequence[Subject]
+    defaults: Defaults
+    work: Path
+    means: Means
+    seed: int = 0
+    probed: int = 16
+    checker: Checker | None = None
+
+
+class Round(BaseModel):
+    """A recipe that was built and drawn: what it was expected to be, and what it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expected_psnr_db: float
+    psnr_db: float
+    bytes: int
+    expected_bytes: float
+    expected_seconds: float
+
+
+class Spot(BaseModel):
+    """A recipe on the way from the coarsest to the finest, as expected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    psnr_db: float
+    bytes: float
+    seconds: float
+
+
+class Story(BaseModel):
+    """How a recipe was found: all rounds in order, and the frontier as it is expected by then."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    objective: Objective
+    min_psnr_db: float
+    rounds: tuple[Round, ...]
+    frontier: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found: the artifact's manifest, and how."""
+
+    manifest: Path
+    story: Story
+
+
+def base_recipe() -> Recipe:
+    """What every tuned recipe begins with: rotations and factors that cost nothing, tables for temporal layers."""
+    recipe = quant.load_recipe("trdq-w8a8")
+    changes = {
+        "rotation": recipe.rotation.model_copy(update={"online": "none"}),
+        "temporal": recipe.temporal.model_copy(update={"maintenance": "cache", "storage": "int8"}),
+        "weights": recipe.weights.model_copy(update={"bits": 4}),
+        "sensitive": Sensitive(),
+    }
+    return recipe.model_copy(update=changes)
