@@ -14,6 +14,7 @@ from halftone.commands import offline, structure
 from halftone.commands.generate import generate
 from halftone.commands.jobs import jobs
 from halftone.commands.profiles import profiles
+from halftone.commands.tune import tune
 from halftone.options import ApiKey, FaultsAsMessages, Json, Local, Url, connected
 from halftone.version import __version__
 
@@ -78,6 +79,7 @@ app.command()(profiles)
 app.add_typer(jobs, name="jobs")
 app.command()(offline.quantize)
 app.command()(offline.evaluate)
+app.command()(tune)
 app.command()(offline.pull)
 app.command()(structure.inspect)
 app.command()(structure.plan)

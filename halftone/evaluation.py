@@ -177,7 +177,7 @@ def evaluate_model(
             chosen.subjects,
             at.card.defaults,
             seed=seed,
-            checker=_checker(chosen.scenes) if chosen.scenes else None,
+            checker=checker_of(chosen.scenes) if chosen.scenes else None,
             reference=reference,
             features=features,
             on_picture=keep,
@@ -231,7 +231,7 @@ def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[ShapesWorld 
     return ShapesWorld(unseen=True), []
 
 
-def _checker(scenes: Mapping[str, Scene]) -> Callable[[str, Tensor], bool]:
+def checker_of(scenes: Mapping[str, Scene]) -> Callable[[str, Tensor], bool]:
     """Whether a picture shows the scene that its prompt was made of."""
 
     def check(prompt: str, picture: Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +19,9 @@ from matplotlib.transforms import Bbox
 from halftone.plots import COLOURS, save
 from jobs.pareto import Place, frontier
 from jobs.profile import AXES, Axis
+
+if TYPE_CHECKING:
+    from pipelines.tune_order import Story
 
 SCALES: Mapping[Axis, float] = {"seconds": 1.0, "bytes": 1e-6}
 LABELS: Mapping[Axis, str] = {"seconds": "seconds for a picture", "bytes": "denoiser weights, MB"}
@@ -52,6 +55,31 @@ def plot_profiles(file: Path, models: Mapping[str, Sequence[Place]]) -> None:
         for axes, axis in zip(line, AXES, strict=True):
             draw(axes, dots(found, axis), name, LABELS[axis])
     _write(figure, file)
+
+
+def plot_search(file: Path, model: str, story: Story, found: Sequence[Place], chosen: str) -> None:
+    """What a search expected of its recipes as a line, and what profiles there are, the found one among them."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    for axes, axis in zip(figure.subplots(1, 2), AXES, strict=True):
+        points = [dot._replace(best=dot.name == chosen) for dot in dots(found, axis) if dot.y is not None]
+        draw(axes, points, f"{model}: {story.objective}, {story.min_psnr_db:g} dB promised", LABELS[axis], joined=False)
+        spots = _expected(story, axis, next((place for place in found if place.name == chosen), None))
+        axes.plot(*zip(*spots, strict=True), color=BEST, linewidth=1.4, alpha=0.6, zorder=1, label="expected")
+        if axis == "bytes":
+            built = [(one.bytes * SCALES[axis], one.psnr_db) for one in story.rounds]
+            axes.scatter(*zip(*built, strict=True), marker="x", color=BEST, s=36, zorder=4, label="built and drawn")
+        axes.axhline(story.min_psnr_db, color=BEATEN, linewidth=0.8, linestyle="--", label="promise")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _write(figure, file)
+
+
+def _expected(story: Story, axis: Axis, chosen: Place | None) -> list[tuple[float, float]]:
+    """The frontier as the search expects it; seconds of denoiser calls in the measure of whole pictures."""
+    if axis == "bytes":
+        return [(SCALES[axis] * spot.bytes, spot.psnr_db) for spot in story.frontier]
+    near = min(story.frontier, key=lambda spot: abs(spot.psnr_db - chosen.psnr_db)) if chosen else None
+    measure = chosen.seconds / near.seconds if chosen and chosen.seconds and near and near.seconds else 1.0
+    return [(measure * spot.seconds, spot.psnr_db) for spot in story.frontier]
 
 
 def dots(found: Sequence[Place], axis: Axis) -> list[Dot]:

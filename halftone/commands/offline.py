@@ -50,7 +50,7 @@ def quantize(
     lines = read_prompts(prompts) if prompts else None
     from halftone.build import quantize_model
 
-    with _progress() as progress:
+    with progress_of() as progress:
         made = quantize_model(model, recipe, lines, out, progress, samples=samples, seed=seed, fast=fast)
     if json:
         render.emit_json({"folder": str(made.folder), "profile": made.card})
@@ -80,7 +80,7 @@ def evaluate(
 
     if out is not None:
         require_writable(out)
-    with _progress() as progress:
+    with progress_of() as progress:
         found = evaluate_model(model, names, lines, limit, progress, seed=seed)
         files = write_files(found, out) if out is not None else []
     if json:
@@ -126,7 +126,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress_of() -> Iterator[Callable[[str, int, int], None]]:
     """A bar that is told (what is being done, how much of it is done, of how much)."""
     with render.progress_bar() as bar:
         task = bar.add_task("reading", total=None)

@@ -1,0 +1,95 @@
+"""`halftone tune` on a tiny model: refusals before any work, a promise out of reach, and a profile that then serves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from halftone.cli import app
+from pipelines.tiny import save_tiny
+
+LINES = ["a b", "c d", "e", "f g", "h", "i j", "k l", "m"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = save_tiny("stable-diffusion", tmp_path_factory.mktemp("models") / "tiny-sd")
+    sheet = {"defaults": {"width": 32, "height": 32, "num_inference_steps": 3, "guidance_scale": 4.0}}
+    (found / "halftone.json").write_text(json.dumps(sheet), encoding="utf-8")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _own_data(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFTONE_DATA", str(alone / "data"))
+    monkeypatch.setenv("HALFTONE_THREADS", "1")
+    Path("prompts.txt").write_text("\n".join(LINES), encoding="utf-8")
+
+
+def halftone(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def tune(folder: object, promise: object, *more: object) -> Result:
+    return halftone("tune", folder, "--min-psnr", promise, "--objective", "memory", "--prompts", "prompts.txt", *more)
+
+
+@pytest.mark.parametrize(
+    ("promise", "more", "text"),
+    [
+        (5, (), "a promise is a PSNR of 10 to 100 dB, not 5"),
+        (200, (), "not 200"),
+        ("nan", (), "not nan"),
+        (30, ("--name", "Bad Name"), "'Bad Name' is no profile's name"),
+        (30, ("--name", "float"), "has a profile 'float' already"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(
+    promise: object, more: tuple[str, ...], text: str, folder: Path
+) -> None:
+    result = tune(folder, promise, *more)
+    assert (result.exit_code, result.stdout.strip()) == (1, ""), result.output
+    assert text in result.stderr
+    assert not Path("data/artifacts").exists()
+
+
+def test_models_and_prompts_that_cannot_be_used(folder: Path) -> None:
+    assert "no model 'nobody'" in tune("nobody", 30).stderr
+    Path("prompts.txt").write_text("a\nb\na\nc\n", encoding="utf-8")
+    assert "at least 6 different prompts, half of them held out, not 3" in tune(folder, 30).stderr
+    assert halftone("tune", folder, "--min-psnr", 30, "--objective", "beauty").exit_code == 2
+
+
+def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = tune(folder, 99, "--name", "mine")
+    assert refused.exit_code == 1 and "no recipe reaches 99 dB" in refused.stderr
+    assert "the best of" in refused.stderr and not Path("data/artifacts/tiny-sd/mine").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny-sd/.tuning").glob("*.json")}
+    assert {name.partition("-")[0] for name in kept} == {"offers", "effects", "times", "measured", "drawn"}
+
+    made = tune(folder, 28, "--name", "mine", "--json")
+    assert made.exit_code == 0, made.output
+    told: dict[str, Any] = json.loads(made.stdout)
+    place = Path(told["folder"])
+    assert told["profile"]["name"] == "mine" and told["profile"]["fidelity"]["psnr_db"] >= 28
+    assert told["profile"]["fidelity"]["prompts"] == 2, "a quarter is held out"
+    assert told["profile"]["fidelity"]["seconds"] > 0
+    assert (place / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    again = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny-sd/.tuning").glob("*.json")}
+    assert all(again[name] == when for name, when in kept.items()), "what was measured is not measured again"
+    first, *_ = told["story"]["rounds"]
+    assert first["expected_bytes"] == pytest.approx(first["bytes"], rel=0.05), "bytes are known before"
+    assert told["profile"]["weights_bytes"] < 0.25 * told["profile"]["float_weights_bytes"]
+
+    Path("half.txt").write_text("\n".join(LINES[:4]), encoding="utf-8")
+    remade = halftone("quantize", folder, "--recipe", place / "recipe.toml", "--prompts", "half.txt", "--out", "again")
+    assert remade.exit_code == 0, remade.output
+    assert Path("again/denoiser.safetensors").read_bytes() == (place / "denoiser.safetensors").read_bytes()
+
+    monkeypatch.setenv("HALFTONE_MODELS", str(folder))
+    drawn = halftone("generate", "a b", "--local", "--model", "tiny-sd", "--profile", "mine", "-o", "a.png")
+    assert drawn.exit_code == 0 and Path("a.png").exists(), drawn.output
