@@ -1,0 +1,121 @@
+"""`python -m bench tune`: tuned recipes beside every recipe that is shipped, on both built-in models.
+
+Every row is made and measured by itself and kept under build/tune/, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench import tune_report
+from bench.machine import describe
+from bench.table import Found, Kept, compared, each_row
+from pipelines import calibrate
+from pipelines.load import quiet
+from pipelines.tune import STORY, tune_folder
+from pipelines.tune_order import Story, TuneOrder
+from quant import MANIFEST, read_manifest
+from quant.tuning.costs import Objective
+from zoo.accuracy import Task
+from zoo.build import ZOO, Means, Model, calibration_prompts, model_defaults, open_model, shows, tasks
+
+WORK = Path("build/tune")
+PROMPTS = 64
+"""Unseen prompts that rows are compared on; searches know none of them."""
+
+MEASURED, CHECKED, HELD_OUT = 16, 24, 40
+
+PROMISES: Final[dict[str, tuple[tuple[Objective, float], ...]]] = {
+    "shapes-unet": (("memory", 52.0), ("latency", 57.0), ("memory", 60.0)),
+    "shapes-dit": (("memory", 50.0), ("latency", 58.0), ("memory", 63.0)),
+}
+"""What is tuned for, by model: a little more than shipped recipes of about the same bytes, or time, have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A shipped artifact, or a promise to be tuned for."""
+
+    model: str
+    profile: str
+    objective: Objective | None = None
+    min_psnr_db: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Unique among all rows; also a file's name."""
+        return f"{self.model}-{self.profile}"
+
+
+def rows() -> list[Row]:
+    """Tuned ones first: they take longest."""
+    found = [
+        Row(model, f"tuned-{objective}-{promise:g}", objective, promise)
+        for model, promises in PROMISES.items()
+        for objective, promise in promises
+    ]
+    for model in PROMISES:
+        folder = ZOO / "artifacts" / model
+        found += [Row(model, path.name) for path in sorted(folder.iterdir()) if (path / MANIFEST).is_file()]
+    return found
+
+
+def run() -> None:
+    """Make and measure every row that is not there yet, then write the tables."""
+    quiet()
+    kept, opened = Kept(WORK), functools.cache(open_model)
+
+    def work(row: Row, progress: calibrate.Progress) -> None:
+        _work(kept, opened(row.model), row, progress)
+
+    each_row(kept, rows(), lambda row: row.name, lambda row: row.model, work)
+    report(kept)
+
+
+def report(kept: Kept) -> None:
+    """Writes the tables from the rows that are there."""
+    found = [one for row in rows() if (one := kept.read(row.name)) is not None]
+    facts = {"prompts": PROMPTS, "measured": MEASURED, "checked": CHECKED, "held_out": HELD_OUT, "machine": describe()}
+    tune_report.write(facts, len(rows()), found)
+
+
+def _work(kept: Kept, model: Model, row: Row, progress: calibrate.Progress) -> None:
+    place = ZOO / "artifacts" / row.model / row.profile if row.objective is None else _tuned(model, row, progress)
+    measured, _ = compared(place, model.components, model.truth, PROMPTS, WORK / "cache", progress)
+    told: Found = {"model": row.model, "profile": row.profile, "tuned": row.objective is not None}
+    if row.objective is not None:
+        story = Story.model_validate_json((place / STORY).read_bytes())
+        told |= {"objective": row.objective, "promise_db": row.min_psnr_db, "recipes_built": len(story.rounds)}
+    plan = read_manifest(place).guidance
+    kept.write(row.name, {**told, **measured, "saving": None if plan is None else plan.saving})
+
+
+def _tuned(model: Model, row: Row, progress: calibrate.Progress) -> Path:
+    """The artifact of a promise, searched if it is not there."""
+    out = WORK / "artifacts" / row.model / row.profile
+    assert row.objective is not None
+    if not (out / MANIFEST).is_file():
+        others = tasks(PROMPTS + CHECKED + HELD_OUT)[PROMPTS:]
+        order = TuneOrder(
+            folder=model.components.folder,
+            out=out,
+            model=row.model,
+            objective=row.objective,
+            min_psnr_db=row.min_psnr_db,
+            subjects=calibration_prompts(MEASURED),
+            checked=_prompts(others[:CHECKED]),
+            held_out=_prompts(others[CHECKED:]),
+            defaults=model_defaults(model.components.folder),
+            work=WORK / "searches" / row.model,
+            means=Means(WORK / "cache"),
+            checker=functools.partial(shows, others),
+        )
+        tune_folder(order, progress)
+    return out
+
+
+def _prompts(chosen: list[Task]) -> list[str]:
+    return [task.prompt for task in chosen]

@@ -1,0 +1,98 @@
+"""Turns measured rows into docs/results/tune.{json,md,png}. Must not measure anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.table import Found
+from halftone.profile_plot import plot_profiles
+from jobs.pareto import Place
+
+OUT = Path("docs/results")
+
+HEAD = """# Tuned recipes beside shipped ones
+
+Made by `python -m bench tune` (resumes row by row); numbers also in `tune.json`. 25 DDIM steps, guidance 3; {prompts}
+unseen prompts that no search knew, the same seeds and noise for all rows. A search measures on {measured} calibration
+prompts, draws every recipe that it builds on {checked} others, and holds the result to {held_out} others. {done} of
+{rows} rows are measured so far, on one core of {processor}, {date}. Time is of a picture, eight drawn together, as a
+share of float's in turn on the same core.
+"""
+
+TITLES: Final = ("profile", "MB", "PSNR dB", "prompt accuracy", "time, of float's", "plan saves", "recipes built")
+
+
+def write(facts: Found, rows: int, found: Sequence[Found]) -> None:
+    """Writes JSON, Markdown and a picture."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    document = {"facts": facts, "rows": list(found)}
+    (OUT / "tune.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (OUT / "tune.md").write_text(markdown(facts, rows, found), encoding="utf-8")
+    models = dict.fromkeys(row["model"] for row in found)
+    if models:
+        plot_profiles(OUT / "tune.png", {model: _places(found, model) for model in models})
+
+
+def markdown(facts: Found, rows: int, found: Sequence[Found]) -> str:
+    """The whole page."""
+    machine = facts["machine"]
+    told = {name: value for name, value in facts.items() if name != "machine"}
+    parts = [HEAD.format(**told, done=len(found), rows=rows, processor=machine["processor"], date=machine["date"])]
+    for model in dict.fromkeys(row["model"] for row in found):
+        mine = [row for row in found if row["model"] == model]
+        parts += [f"## {model}", "", *_table(mine), "", *_dominance(mine), ""]
+    return "\n".join([*parts, "![PSNR against time and bytes](tune.png)", ""])
+
+
+def _table(mine: Sequence[Found]) -> list[str]:
+    lines = ["| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
+    for row in sorted(mine, key=lambda row: (not row["tuned"], row["bytes"])):
+        cells = [
+            f"**{row['profile']}**" if row["tuned"] else row["profile"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['psnr_db']:.2f}",
+            f"{row['prompt_accuracy']:.3f}",
+            f"{_time(row):.3f}" if row["seconds"] else "-",
+            f"{row['saving']:.0%}" if row["saving"] else "-",
+            str(row.get("recipes_built", "-")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _dominance(mine: Sequence[Found]) -> list[str]:
+    """For each shipped recipe the tuned ones that are better at no more bytes, at no more time, and at neither more."""
+    tuned = [row for row in mine if row["tuned"]]
+    lines = [
+        "| shipped | better at no more bytes | better at no more time | better at no more of both |",
+        "|---|---|---|---|",
+    ]
+    for row in mine:
+        if not row["tuned"]:
+            better = [one for one in tuned if one["psnr_db"] >= row["psnr_db"]]
+            smaller = [one for one in better if one["bytes"] <= row["bytes"]]
+            faster = [one for one in better if _time(one) <= _time(row)]
+            both = [one for one in smaller if one in faster]
+            lines.append(f"| {row['profile']} | {_by(smaller, row)} | {_by(faster, row)} | {_by(both, row)} |")
+    return lines
+
+
+def _by(found: Sequence[Found], row: Found) -> str:
+    """The one that gains most, and how it stands to the shipped one."""
+    if not found:
+        return "none"
+    best = max(found, key=lambda one: one["psnr_db"])
+    gained, share = best["psnr_db"] - row["psnr_db"], best["bytes"] / row["bytes"]
+    return f"{best['profile']}: {gained:+.1f} dB, {share:.2f} of its bytes, {_time(best) / _time(row):.2f} of its time"
+
+
+def _time(row: Found) -> float:
+    """Seconds, as a share of float's in the same run."""
+    return float(row["seconds"]) / float(row["float_seconds"])
+
+
+def _places(found: Sequence[Found], model: str) -> list[Place]:
+    return [Place(row["profile"], row["psnr_db"], _time(row), row["bytes"]) for row in found if row["model"] == model]
