@@ -18,7 +18,7 @@ def text_of(recipe: Recipe) -> str:
     parts = ["\n".join(_lines(plain))]
     parts += [f"[{name}]\n" + "\n".join(_lines(value)) for name, value in tables.items()]
     parts += [
-        "[[rules]]\n" + "\n".join(_lines(rule.model_dump(mode="json", exclude_unset=True))) for rule in recipe.rules
+        "[[rules]]\n" + "\n".join(_lines(rule.model_dump(mode="json", exclude_defaults=True))) for rule in recipe.rules
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines import beside
 from pipelines.beside import Remembered, timed
 from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.load import Components, load_components, load_denoiser
-from zoo import beside
 from zoo.build import ZOO, model_defaults, typical_calls
 
 
