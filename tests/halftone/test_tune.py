@@ -17,7 +17,7 @@ LINES = ["a b", "c d", "e", "f g", "h", "i j", "k l", "m"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = save_tiny("stable-diffusion", tmp_path_factory.mktemp("models") / "tiny-sd")
+    found = save_tiny("pixart-sigma", tmp_path_factory.mktemp("models") / "tiny")
     sheet = {"defaults": {"width": 32, "height": 32, "num_inference_steps": 3, "guidance_scale": 4.0}}
     (found / "halftone.json").write_text(json.dumps(sheet), encoding="utf-8")
     return found
@@ -67,8 +67,8 @@ def test_models_and_prompts_that_cannot_be_used(folder: Path) -> None:
 def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = tune(folder, 99, "--name", "mine")
     assert refused.exit_code == 1 and "no recipe reaches 99 dB" in refused.stderr
-    assert "the best of" in refused.stderr and not Path("data/artifacts/tiny-sd/mine").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny-sd/.tuning").glob("*.json")}
+    assert "the best of" in refused.stderr and not Path("data/artifacts/tiny/mine").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny/.tuning").glob("*.json")}
     assert {name.partition("-")[0] for name in kept} == {"offers", "effects", "times", "measured", "drawn"}
 
     made = tune(folder, 28, "--name", "mine", "--json")
@@ -79,7 +79,7 @@ def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch:
     assert told["profile"]["fidelity"]["prompts"] == 2, "a quarter is held out"
     assert told["profile"]["fidelity"]["seconds"] > 0
     assert (place / "frontier.png").read_bytes()[:4] == b"\x89PNG"
-    again = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny-sd/.tuning").glob("*.json")}
+    again = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny/.tuning").glob("*.json")}
     assert all(again[name] == when for name, when in kept.items()), "what was measured is not measured again"
     first, *_ = told["story"]["rounds"]
     assert first["expected_bytes"] == pytest.approx(first["bytes"], rel=0.05), "bytes are known before"
@@ -91,5 +91,5 @@ def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch:
     assert Path("again/denoiser.safetensors").read_bytes() == (place / "denoiser.safetensors").read_bytes()
 
     monkeypatch.setenv("HALFTONE_MODELS", str(folder))
-    drawn = halftone("generate", "a b", "--local", "--model", "tiny-sd", "--profile", "mine", "-o", "a.png")
+    drawn = halftone("generate", "a b", "--local", "--model", "tiny", "--profile", "mine", "-o", "a.png")
     assert drawn.exit_code == 0 and Path("a.png").exists(), drawn.output
