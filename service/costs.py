@@ -67,13 +67,16 @@ class CostBook:
             seen = Seen(costs.denoise_seconds / request.calls, rest)
             self._kinds.setdefault(_key(request), _Sizes()).add(_size(request), seen)
 
-    def estimate(self, request: JobRequest) -> float | None:
-        """Expected device seconds of a request, alone; None when nothing like it has run yet."""
+    def estimate(self, request: JobRequest, left: float = 1.0) -> float | None:
+        """Expected device seconds of a request, alone; None when nothing like it has run yet.
+
+        `left` is the share of its calls that are still to do; what comes before and after them counts in full.
+        """
         sizes, size = self._kinds.get(_key(request)), _size(request)
         if sizes is None or size > MOST_BEYOND * max(sizes.seen):
             return None
         call, rest = (power_law(sizes.least(part), size) for part in range(2))
-        return call * request.calls + rest
+        return call * request.calls * left + rest
 
 
 def _key(request: JobRequest) -> tuple[str, str, str]:

@@ -33,7 +33,10 @@ class Outlook:
 
 @dataclass
 class Forecast:
-    """Looks at the queue now and then, learns from what has finished, and tells how long things will take."""
+    """Looks at the queue now and then, learns from what has finished, and tells how long things will take.
+
+    In the backlog that it keeps, a running job's estimate is of what is left of it.
+    """
 
     queue: JobQueue
     costs: CostBook
@@ -60,17 +63,16 @@ class Forecast:
             self._fresh_until = now + max(LOOK_SECONDS, SHARE * (now - began))
 
     async def _estimated(self, backlog: Backlog) -> Backlog:
-        """The backlog, with estimates for jobs of which nothing was known when they were submitted."""
-        unknown = [job.id for job in backlog.running if job.estimate is None]
-        unknown += [job.id for job in backlog.waiting if job.estimate is None]
-        requests = {job.id: job.request for job in await self.queue.records(unknown)} if unknown else {}
-        known = {job_id: self.costs.estimate(request) for job_id, request in requests.items()}
-        running = (
-            RunningJob(job.id, job.lane, _either(job.estimate, known.get(job.id)), job.left) for job in backlog.running
-        )
-        waiting = (
-            WaitingJob(job.id, job.lane, _either(job.estimate, known.get(job.id)), job.due) for job in backlog.waiting
-        )
+        """The backlog, with what is left of running jobs, and estimates of what was unknown when it was submitted."""
+        asked = [job.id for job in backlog.running] + [job.id for job in backlog.waiting if job.estimate is None]
+        requests = {job.id: job.request for job in await self.queue.records(asked)} if asked else {}
+
+        def known(job_id: str, left: float, told: float | None) -> float | None:
+            found = self.costs.estimate(requests[job_id], left) if job_id in requests else None
+            return (None if told is None else told * left) if found is None else found
+
+        running = (RunningJob(job.id, job.lane, known(job.id, job.left, job.estimate), 1) for job in backlog.running)
+        waiting = (WaitingJob(job.id, job.lane, known(job.id, 1, job.estimate), job.due) for job in backlog.waiting)
         return Backlog(tuple(running), tuple(waiting))
 
     async def of(self, job: Job) -> Outlook:
@@ -79,27 +81,27 @@ class Forecast:
             return Outlook()
         await self.refresh()
         lanes, workers = await self._pool(job.request.lane)
-        own = self.costs.estimate(job.request)
         if job.state is JobState.RUNNING:
-            return Outlook(None, self._rest_of(job, own, lanes, workers))
+            return Outlook(None, self._rest_of(job, lanes, workers))
+        own = self.costs.estimate(job.request)
         position = await self.queue.position(job, lanes)
         ahead = self._ahead(lanes, self._due(job.request, job.created_at), job.id)
         return Outlook(position, None if own is None or ahead is None else ahead / workers + own)
 
-    def _rest_of(self, job: Job, own: float | None, lanes: frozenset[str], workers: int) -> float | None:
-        if own is None:
+    def _rest_of(self, job: Job, lanes: frozenset[str], workers: int) -> float | None:
+        left = self.costs.estimate(job.request, 1 - job.step / max(1, job.total_steps))
+        if left is None:
             return None
-        left = own * (1 - job.step / max(1, job.total_steps))
         others = [other for other in self._backlog.running if other.lane in lanes and other.id != job.id]
-        shared = [left if other.estimate is None else min(left, other.estimate * other.left) for other in others]
+        shared = [left if other.estimate is None else min(left, other.estimate) for other in others]
         return max(left, (left + sum(shared)) / workers)
 
     def _ahead(self, lanes: frozenset[str], due: float, job_id: str = "") -> float | None:
         """Device seconds that come before a job that is due then; None where part of it is unknown."""
         running = [job for job in self._backlog.running if job.lane in lanes and job.id != job_id]
         waiting = [job for job in self._backlog.waiting if job.lane in lanes and job.due < due and job.id != job_id]
-        left = [None if job.estimate is None else job.estimate * job.left for job in running]
-        known = [seconds for seconds in (*left, *(job.estimate for job in waiting)) if seconds is not None]
+        seconds = [job.estimate for job in running] + [job.estimate for job in waiting]
+        known = [each for each in seconds if each is not None]
         return sum(known) if len(known) == len(running) + len(waiting) else None
 
     async def _pool(self, lane: str) -> tuple[frozenset[str], int]:
@@ -122,9 +124,5 @@ class Forecast:
         await self.refresh()
         lanes, workers = await self._pool(lane)
         running = [job for job in self._backlog.running if job.lane in lanes]
-        left = [job.estimate * job.left for job in running if job.estimate is not None]
+        left = [job.estimate for job in running if job.estimate is not None]
         return min(left) * max(1, len(running) / workers) if running and len(left) == len(running) else None
-
-
-def _either(first: float | None, second: float | None) -> float | None:
-    return second if first is None else first

@@ -118,7 +118,7 @@ async def _check_wait(gateway: Gateway, request: AnyRequest) -> None:
         raise QueueFull(
             f"about {wait:.0f} s of work are ahead, and jobs wait {most:.0f} s at most; "
             f"try again in {wait - most:.0f} s",
-            retry_after=wait - most,
+            retry_after=round(wait - most, 3),
         )
 
 

@@ -44,6 +44,7 @@ def test_one_job_gives_one_rate(video_request: Video) -> None:
     assert book.estimate(video_request(num_inference_steps=8)) == pytest.approx(18), "decoding is done once"
     assert book.estimate(video_request(guidance_scale=4.0)) == pytest.approx(18), "two branches"
     assert book.estimate(video_request(num_frames=10)) == pytest.approx(20)
+    assert book.estimate(video_request(), left=0.25) == pytest.approx(4), "decoding and encoding are still to come"
 
 
 def test_sizes_are_fitted_where_no_rate_holds(video_request: Video) -> None:
