@@ -24,6 +24,7 @@ from jobs.fields import (
 )
 from jobs.quality import Thresholds
 
+FLOAT = "float"
 COMPARE = "compare"
 """The kind, and what stands for the profile of a job that runs several."""
 
@@ -108,6 +109,11 @@ class CompareRequest(JobRequest):
     def output_format(self) -> Literal["png", "mp4"]:
         """How pictures and videos of a comparison are stored."""
         return "png" if self.num_frames is None else "mp4"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Profiles that its worker must serve."""
+        return (FLOAT, *self.profiles)
 
     @property
     def pairs(self) -> Iterator[tuple[str, int]]:

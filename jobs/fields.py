@@ -106,6 +106,11 @@ class JobRequest(BaseModel):
         return "image"
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Profiles that its worker must serve."""
+        return (self.profile,)
+
+    @property
     def work(self) -> int:
         """Denoiser work in pixel-steps, guidance counted twice."""
         raise NotImplementedError

@@ -23,7 +23,7 @@ from jobs.errors import DiskFull, Expired, NotFound
 from jobs.settings import Settings
 
 _ATTEMPT = re.compile(r"(?:\.new-)?([0-9a-f]{32})-([0-9a-f]{16})-", re.ASCII)
-_FILE_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9]{1,2})\.(png|webp|jpeg|mp4|webm|gif|zip)", re.ASCII)
+_FILE_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9]{1,3})\.(png|webp|jpeg|mp4|webm|gif|zip|json)", re.ASCII)
 _TEMPORARY = ".new-"
 _TEMPORARY_SECONDS = 3600.0
 _GRACE_SECONDS = 5.0

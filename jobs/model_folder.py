@@ -41,6 +41,7 @@ class Sheet(BaseModel):
     limits: Limits | None = None
     trained_sizes: tuple[tuple[int, int], ...] = ()
     vocabulary: tuple[str, ...] | None = None
+    checker: str | None = None
 
 
 def read_model(folder: Path) -> ModelCard:
@@ -64,6 +65,7 @@ def read_model(folder: Path) -> ModelCard:
         limits=limits,
         trained_sizes=sheet.trained_sizes,
         vocabulary=sheet.vocabulary,
+        checker=sheet.checker,
         profiles=(_float_profile(name, 4 * _count_parameters(folder / part)),),
         folder=folder,
     )

@@ -194,6 +194,7 @@ class ModelCard(BaseModel):
     limits: Limits
     trained_sizes: tuple[tuple[int, int], ...] = Field((), description="(width, height) pairs seen in training.")
     vocabulary: tuple[str, ...] | None = Field(None, description="Every word it knows, when that is a short list.")
+    checker: str | None = Field(None, description="Name of what can tell whether a picture shows its prompt.")
     profiles: tuple[ProfileCard, ...] = ()
     folder: Path | None = Field(None, exclude=True)
 

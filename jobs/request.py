@@ -150,8 +150,12 @@ class VideoRequest(GenerationRequest):
         return self.pixel_steps * self.num_frames
 
 
-AnyParameters = ImageParameters | VideoParameters
-PARAMETERS: Mapping[str, type[AnyParameters]] = {"image": ImageParameters, "video": VideoParameters}
+AnyParameters = ImageParameters | VideoParameters | CompareParameters
+PARAMETERS: Mapping[str, type[AnyParameters]] = {
+    "image": ImageParameters,
+    "video": VideoParameters,
+    "compare": CompareParameters,
+}
 """What a user may ask for, by kind."""
 
 AnyRequest = Annotated[ImageRequest | VideoRequest | CompareRequest, Field(discriminator="kind")]

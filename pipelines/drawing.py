@@ -54,7 +54,11 @@ def draw_batch(
         frames=defaults.num_frames,
         fps=defaults.fps,
     )
-    session = Session(components, order, DirectSeams(denoiser), denoiser.guidance)
+    return draw_watched(Session(components, order, DirectSeams(denoiser), denoiser.guidance), seeds)
+
+
+def draw_watched(session: Session, seeds: Sequence[int]) -> Drawn:
+    """What a session draws of these seeds, with the latents on the way. Raises as `draw_batch`."""
     latents: list[Tensor] = []
     _keep_latents(session.pipeline.scheduler, len(seeds), latents)
     started = time.perf_counter()

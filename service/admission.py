@@ -87,11 +87,11 @@ class Admission:
 
     async def _check_worker(self, request: JobRequest) -> None:
         workers = await self.live_workers()
-        if any(worker.serves(request.model, request.profile, request.lane) for worker in workers):
+        if any(all(worker.serves(request.model, name, request.lane) for name in request.needs) for worker in workers):
             return
         self._seen_workers = None  # one may come any moment: look again at the next request
-        what = f"model {request.model!r} with profile {request.profile!r}"
-        if any(worker.serves(request.model, request.profile) for worker in workers):
+        what = f"model {request.model!r} with profile {' and '.join(map(repr, request.needs))}"
+        if any(all(worker.serves(request.model, name) for name in request.needs) for worker in workers):
             what += f" and takes from lane {request.lane!r} (HALFTONE_LANES)"
         message = f"no live worker serves {what}" if workers else "no worker is running"
         raise NoWorker(f"{message}; try again shortly", retry_after=NO_WORKER_RETRY_AFTER)

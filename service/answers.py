@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from jobs.job import Costs, Failure, Job, JobState, ResultFile, Used
 from jobs.profile import Limits, ModelCard, ProfileCard
+from jobs.quality import Summary
 from jobs.request import AnyRequest, Notice
 
 
@@ -50,6 +51,7 @@ class ResultAnswer(BaseModel):
     used: Used
     costs: Costs
     notices: list[Notice]
+    comparison: list[Summary] = Field([], description="Of a comparison: each profile's verdict; see its report.")
 
 
 class JobUrls(BaseModel):
@@ -226,7 +228,14 @@ def _result_answer(job: Job, base: str) -> ResultAnswer | None:
     if job.result is None:
         return None
     files = [FileAnswer(**dict(file), url=file_url(base, file.id)) for file in job.result.files]
-    return ResultAnswer(files=files, used=job.result.used, costs=job.result.costs, notices=list(job.result.notices))
+    result = job.result
+    return ResultAnswer(
+        files=files,
+        used=result.used,
+        costs=result.costs,
+        notices=list(result.notices),
+        comparison=list(result.comparison),
+    )
 
 
 def card_answer(card: ModelCard) -> ModelAnswer:

@@ -20,7 +20,7 @@ from service.context import Gateway
 from service.edge import Edge
 from service.forecast import Forecast
 from service.metrics import Metrics
-from service.routes import files, images, jobs, system, videos
+from service.routes import files, images, jobs, quality, system, videos
 from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
@@ -71,7 +71,7 @@ def create_api(gateway: Gateway | None = None) -> FastAPI:
         title="Halftone", version=_version(), description=_DESCRIPTION, redoc_url=None, redirect_slashes=False
     )
     api.state.gateway = gateway
-    for group in (images, videos, jobs, system, files):
+    for group in (images, videos, jobs, quality, system, files):
         api.include_router(group.router)
     errors.install(api)
     documents.describe(api)

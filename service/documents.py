@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from jobs.comparing import CompareParameters
 from jobs.request import ImageParameters, VideoParameters
-from service import answers, openai_videos
+from service import answers, openai_videos, reports
 from service.errors import kind_of
 from service.openai_images import DOCUMENTED, ImagesBody
 from service.sending import MIME
@@ -116,6 +117,10 @@ JOB_EXAMPLES = {
         "summary": "A video",
         "value": {"kind": "video", "prompt": "a red circle moves left", "num_frames": 17, "fps": 8, "seed": 7},
     },
+    "compare": {
+        "summary": "A comparison",
+        "value": {"kind": "compare", "prompt": "a red circle", "profiles": ["w8a8"], "seed": 7},
+    },
 }
 
 IMAGES: dict[str, Any] = {
@@ -132,13 +137,42 @@ SUBMIT_JOB: dict[str, Any] = {
     "response_model": answers.JobAnswer,
     "status_code": 202,
     "responses": faults(*SUBMITTING),
-    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters") | {"parameters": [_KEY]},
+    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters", "CompareParameters")
+    | {"parameters": [_KEY]},
 }
 PUT_JOB: dict[str, Any] = {
     "response_model": answers.JobAnswer,
     "status_code": 202,
     "responses": faults(*SUBMITTING) | {200: {"model": answers.JobAnswer, "description": "Accepted before."}},
-    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters"),
+    "openapi_extra": _body(JOB_EXAMPLES, "ImageParameters", "VideoParameters", "CompareParameters"),
+}
+COMPARE_EXAMPLES = {
+    "simple": {"summary": "All profiles, one picture", "value": {"prompt": "a red circle left of a blue square"}},
+    "full": {
+        "summary": "Everything chosen",
+        "value": {
+            "model": "shapes-unet",
+            "profiles": ["tfmq-w8a8", "tfmq-w4a8"],
+            "prompts": ["a large green star on a black background", "a red circle"],
+            "seeds": [1, 2],
+            "num_inference_steps": 25,
+            "guidance_scale": 3.0,
+            "thresholds": {"min_psnr_db": 30, "max_latent_error": 0.1, "min_speedup": 1.2},
+            "priority": "normal",
+        },
+    },
+}
+COMPARE: dict[str, Any] = {
+    "response_model": reports.ReportAnswer,
+    "response_description": "The report.",
+    "responses": faults(*SUBMITTING, 410, 504)
+    | {202: {"model": answers.JobAnswer, "description": "With Prefer: respond-async: the job, accepted."}},
+    "openapi_extra": _body(COMPARE_EXAMPLES, "CompareParameters") | {"parameters": [_KEY, _PREFER]},
+}
+REPORT: dict[str, Any] = {
+    "response_model": reports.ReportAnswer,
+    "responses": faults(*READING, 409, 410)
+    | {200: {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "The report."}},
 }
 VIDEOS: dict[str, Any] = {
     "response_model": openai_videos.VideoAnswer,
@@ -177,6 +211,7 @@ def describe(app: FastAPI) -> None:
                     (openai_videos.VideosBody, "validation"),
                     (ImageParameters, "validation"),
                     (VideoParameters, "validation"),
+                    (CompareParameters, "validation"),
                 ],
                 ref_template=_REF,
             )

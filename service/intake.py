@@ -131,6 +131,12 @@ async def exists(gateway: Gateway, owner: str, job_id: str) -> bool:
     return True
 
 
+def prefers_async(request: Request) -> bool:
+    """Whether the client wants a job now and no answer later (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
+
+
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from jobs.catalog import Catalog
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, UnknownProfile
 from jobs.profile import FLOAT, ModelCard, Motion
 from jobs.request import (
     MAX_SEED,
     AnyParameters,
     AnyRequest,
+    CompareParameters,
+    CompareRequest,
     ImageParameters,
     ImageRequest,
     Kind,
@@ -29,6 +31,7 @@ from jobs.request import (
     VideoRequest,
 )
 from jobs.video_formats import unfit
+from service import comparing
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 _LOSSLESS = {"png": "lossless", "gif": "of 256 colours whatever the quality", "frames": "lossless"}
@@ -49,10 +52,14 @@ class Resolver:
     @overload
     def __call__(self, parameters: VideoParameters) -> VideoRequest: ...
     @overload
+    def __call__(self, parameters: CompareParameters) -> CompareRequest: ...
+    @overload
     def __call__(self, parameters: AnyParameters) -> AnyRequest: ...
 
     def __call__(self, parameters: AnyParameters) -> AnyRequest:
         """The decided request. Raises UnknownModel, UnknownProfile, InvalidRequest."""
+        if isinstance(parameters, CompareParameters):
+            return self._comparison(parameters)
         card = self.catalog.card(parameters.model or self.default_models[parameters.kind])
         motion = card.motion
         if isinstance(parameters, ImageParameters):
@@ -68,7 +75,19 @@ class Resolver:
         _check_format(request)
         return request
 
-    def _common(self, card: ModelCard, parameters: AnyParameters) -> dict[str, Any]:
+    def _comparison(self, parameters: CompareParameters) -> CompareRequest:
+        """Every picture of it must be one that float may be asked for; the rest is the comparison's own."""
+        card = self.catalog.card(parameters.model or self.default_models["image"])
+        profiles = comparing.profiles_of(card, parameters)
+        if unknown := [name for name in profiles if card.profile(name) is None]:
+            known = ", ".join(one.name for one in card.profiles)
+            raise UnknownProfile(
+                f"profiles: {card.id} has no profile {', '.join(map(repr, unknown))}; it has: {known}", param="profiles"
+            )
+        each = [self(comparing.picture_of(card, parameters, prompt)) for prompt in comparing.prompts_of(parameters)]
+        return comparing.decide(parameters, profiles, each)
+
+    def _common(self, card: ModelCard, parameters: ImageParameters | VideoParameters) -> dict[str, Any]:
         """The fields that all kinds have, decided."""
         profile = self.catalog.profile(card.id, parameters.profile or FLOAT)
         width = parameters.width or card.defaults.width
@@ -118,7 +137,7 @@ def _check_format(request: VideoRequest) -> None:
         raise InvalidRequest(f"{fault[0]}: {fault[1]}", param=fault[0])
 
 
-def _check_compression(parameters: AnyParameters) -> None:
+def _check_compression(parameters: ImageParameters | VideoParameters) -> None:
     fault = _LOSSLESS.get(parameters.output_format)
     if parameters.output_compression is not None and fault is not None:
         others = "webp or jpeg" if isinstance(parameters, ImageParameters) else "mp4, webm or webp"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from jobs.catalog import Catalog
 from jobs.files import ResultStore
 from jobs.job import JobResult
+from jobs.request import CompareRequest
 from workers import null
 from workers.channel import ChildEnd
 from workers.failures import failure_of
@@ -172,6 +173,10 @@ class Device:
         if run.request.model == null.MODEL and self._settings.allow_null_model:
             return null.generate_null(task, assignment)
         tools = self._engine()
+        if isinstance(run.request, CompareRequest):
+            from workers.compare import compare
+
+            return compare(task, assignment, tools, ChannelReporter(self, run))
         from workers.generate import generate
 
         return generate(task, assignment, tools, ChannelReporter(self, run))

@@ -14,6 +14,7 @@ from jobs.catalog import Catalog
 from pipelines.load import quiet
 from workers.generate import Tools
 from workers.hub import Batch, Hub
+from workers.judges import Judges
 from workers.loading import ModelLoader
 from workers.memory import PeakMeter
 from workers.messages import BatchRan, Evicted, FromChild, Loaded, Resized
@@ -37,9 +38,10 @@ def open_engine(catalog: Catalog, settings: WorkerSettings, send: Callable[[From
     hub = Hub(turns, lambda batch: send(_batch_ran(batch)))
     loader = ModelLoader(catalog, settings, hub, turns, device_name())
     residents = Residents(loader, settings.memory_budget_bytes, lambda event: send(_moved(event)))
+    judges = Judges(settings.lpips_dir, settings.clip_dir)
     hub.start()
     log.info("engine on %s, %d threads, in %.2f s", device_name(), torch.get_num_threads(), time.monotonic() - started)
-    return Tools(residents=residents, hub=hub, turns=turns, peaks=PeakMeter())
+    return Tools(residents=residents, hub=hub, turns=turns, peaks=PeakMeter(), judges=judges)
 
 
 def device_name() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.job import JobResult, Used
@@ -12,6 +12,7 @@ from pipelines.families import UnsupportedModel, tokenizers
 from pipelines.session import Order, Session
 from quant.guidance.plan import GuidancePlan
 from workers.hub import Hub
+from workers.judges import Judges
 from workers.memory import PeakMeter
 from workers.products import products_of
 from workers.residents import Lease, Residents
@@ -29,6 +30,7 @@ class Tools:
     hub: Hub
     turns: Turns
     peaks: PeakMeter
+    judges: Judges = field(default_factory=Judges)
 
 
 def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobResult:

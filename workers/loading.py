@@ -21,6 +21,7 @@ from pipelines.load import Components, load_components, load_denoiser
 from pipelines.session import Exclusive, NumericalError, Order, Session
 from quant import Grow
 from workers.hub import Hub, Served
+from workers.residents import REFERENCE
 from workers.settings import WorkerSettings
 from workers.turns import Turns
 
@@ -42,6 +43,8 @@ class ModelLoader:
     def estimate(self, model: str, profile: str | None) -> int:
         """Bytes by the sizes of files and cards: near the truth where weights are stored as they are used."""
         card = self._catalog.card(model)
+        if profile is not None and profile.endswith(REFERENCE):
+            return self._catalog.profile(model, profile.removesuffix(REFERENCE)).float_weights_bytes
         if profile is not None:
             return self._catalog.profile(model, profile).weights_bytes
         parts = _folder(card).glob("*/*.safetensors")
@@ -57,6 +60,11 @@ class ModelLoader:
 
     def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         """A profile's denoiser, warmed up on the model's default size and with its batch limit measured."""
+        if profile.endswith(REFERENCE):
+            from pipelines.featured import open_featured
+
+            card = self._catalog.profile(model, profile.removesuffix(REFERENCE))
+            return Served(model, profile, open_featured(card, components))
         started = time.monotonic()
         denoiser = self._open(self._catalog.profile(model, profile), components, grow)
         served = Served(model, profile, denoiser)

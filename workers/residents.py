@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+REFERENCE = "@reference"
+"""After a profile's name: the profile opened as torch modules, to look at its layers; not what serves it."""
+
 LOOK_SECONDS = 0.2
 """Longest sleep between two looks at whether a waiting job was canceled."""
 

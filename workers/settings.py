@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -24,6 +25,9 @@ class WorkerSettings(Settings):
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
     cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")
+
+    lpips_dir: Path | None = Field(None, description="Folder with LPIPS's AlexNet weights, for comparisons.")
+    clip_dir: Path | None = Field(None, description="Folder with a CLIP model, for comparisons' CLIP scores.")
 
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(9100, ge=0, le=65535, description="0 = any free port.")

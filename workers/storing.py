@@ -5,14 +5,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from jobs.job import ResultFile
 from workers.products import Product
-from workers.seams import Stages
+from workers.seams import Stage
 from workers.task import Assignment, Task
 
 
-def store(task: Task, run: Assignment, products: Iterable[Product], stages: Stages) -> tuple[ResultFile, ...]:
+class Times(Protocol):
+    """Where it is told how long stages took."""
+
+    def time(self, stage: Stage) -> AbstractContextManager[None]:
+        """Adds the block's duration to a stage."""
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """Adds to a stage."""
+
+
+def store(task: Task, run: Assignment, products: Iterable[Product], stages: Times) -> tuple[ResultFile, ...]:
     """Stores all products, or none. Before a file is whole and on disk, its id names nothing."""
     files = []
     try:
@@ -25,7 +37,7 @@ def store(task: Task, run: Assignment, products: Iterable[Product], stages: Stag
     return tuple(files)
 
 
-def store_one(task: Task, run: Assignment, index: int, product: Product, stages: Stages) -> ResultFile:
+def store_one(task: Task, run: Assignment, index: int, product: Product, stages: Times) -> ResultFile:
     """Encodes and stores one product, safe from a crash from here on."""
     with run.store.writing(task.job_id, task.token, index, product.extension) as new:
         with stages.time("encode"):

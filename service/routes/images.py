@@ -42,7 +42,7 @@ async def generate(request: Request, owner: Annotated[str, Depends(owner_of)]) -
     gateway = gateway_of(request)
     with intake.counted_refusals(gateway):
         body, sent = await intake.read_body(request, gateway, ImagesBody)
-        later = _prefers_async(request)
+        later = intake.prefers_async(request)
         if later and body.streams:
             raise InvalidRequest("stream and Prefer: respond-async exclude each other", param="stream")
         job = (await _submit(request, gateway, owner, body, sent)).job
@@ -66,11 +66,6 @@ async def generate(request: Request, owner: Annotated[str, Depends(owner_of)]) -
 async def _submit(request: Request, gateway: Gateway, owner: str, body: ImagesBody, sent: dict[str, Any]) -> Submission:
     with told_as_size(True):
         return await intake.submit(request, gateway, owner, body.parameters(), sent)
-
-
-def _prefers_async(request: Request) -> bool:
-    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
-    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
 async def _picture(gateway: Gateway, base: str, file: ResultFile, inline: bool) -> answers.Picture:

@@ -18,10 +18,12 @@ from PIL import Image
 from jobs.connection import connect, resolve
 from jobs.files import ResultStore
 from jobs.job import Costs, Failure, JobResult, ResultFile, Used, Variant
+from jobs.quality import Summary
 from jobs.queue import Claim, JobQueue
 from jobs.records import WorkerInfo
 from jobs.request import AnyRequest, CompareRequest, ImageRequest, VideoRequest
 from jobs.settings import Settings
+from tests.service.fake_report import make_report
 
 MODEL, VIDEO_MODEL = "tiny", "moving"
 VIDEO_FILES = {
@@ -110,7 +112,6 @@ class FakeWorker:
 
     async def _run(self, claim: Claim) -> None:
         request = claim.job.request
-        assert not isinstance(request, CompareRequest)
         word = request.prompt.split()[0]
         if word == "fail":
             await self._queue.fail(claim, Failure(code="out_of_memory", message="ask for a smaller picture"))
@@ -123,7 +124,8 @@ class FakeWorker:
                 return
             await asyncio.sleep(0.02)
         steps = request.num_inference_steps
-        for index in range(request.previews):
+        for index in range(0 if isinstance(request, CompareRequest) else request.previews):
+            assert not isinstance(request, CompareRequest)
             await self._queue.progress(claim, index + 1, steps)
             small = base64.b64encode(encode(frame(request, index), "png")).decode()
             await self._queue.preview(claim, index, "image/png", small)
@@ -133,7 +135,6 @@ class FakeWorker:
 
     def _make(self, claim: Claim) -> JobResult:
         request = claim.job.request
-        assert not isinstance(request, CompareRequest)
         used = Used(
             model=request.model,
             profile=request.profile,
@@ -145,10 +146,24 @@ class FakeWorker:
             height=request.height,
             scheduler="DDIMScheduler",
         )
+        if isinstance(request, CompareRequest):
+            return self._compare(claim, request, used)
         files = tuple(
             self._video(claim, request) if isinstance(request, VideoRequest) else self._pictures(claim, request)
         )
         return JobResult(files=files, used=used, costs=Costs(denoise_seconds=0.001), notices=request.notices)
+
+    def _compare(self, claim: Claim, request: CompareRequest, used: Used) -> JobResult:
+        files: list[ResultFile] = []
+
+        def put(data: bytes, suffix: str, mime: str, seed: int, variant: Variant) -> str:
+            files.append(self._store_one(claim, len(files), data, suffix, mime, seed, variant))
+            return files[-1].id
+
+        report = make_report(request, put)
+        put(report.model_dump_json().encode(), "json", "application/json", request.seed, "report")
+        told = tuple(map(Summary.of, report.profiles))
+        return JobResult(files=tuple(files), used=used, costs=Costs(denoise_seconds=0.001), comparison=told)
 
     def _pictures(self, claim: Claim, request: ImageRequest) -> Iterator[ResultFile]:
         for index, seed in enumerate(request.seeds):

@@ -59,6 +59,7 @@ def meaning(saying: Saying) -> list[int]:
 
 CARD: dict[str, Any] = {
     "kind": "image",
+    "checker": "shapes",
     "description": "Coloured shapes on plain backgrounds: one or two objects, their sizes and how they lie.",
     "defaults": {"width": 64, "height": 64, "num_inference_steps": 25, "guidance_scale": 3.0},
     "limits": {"min_side": 32, "max_side": 128, "multiple_of": 16, "max_pixels": 16384, "max_steps": 50},
