@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,17 @@ import httpx
 
 from halftone import wire
 from halftone.images import Images, Picture, Video, finished, video_file
-from halftone.views import JobList, JobView, ModelList, ModelView, ProfileList, ProfileView, ResultView
+from halftone.views import (
+    JobList,
+    JobView,
+    ModelList,
+    ModelView,
+    ProfileList,
+    ProfileView,
+    ReportList,
+    ReportView,
+    ResultView,
+)
 from halftone.wire import Call, Event, EventParser, RetryPolicy
 from jobs.errors import HalftoneError
 
@@ -128,6 +138,45 @@ class AsyncClient:
             with contextlib.suppress(HalftoneError):  # it may be over already; the first error is what matters
                 await self.cancel(job.id)
             raise
+
+    async def compare(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        size: str | None = None,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> ReportView:
+        """Holds profiles against float on a prompt or several, and waits for the report. As `generate`, it cancels
+        what nobody waits for any more.
+
+        Args:
+            prompts: what to show.
+            size: such as 64x64; or pass width and height.
+            timeout: seconds to wait; for ever when left out.
+            on_event: called with each event of the job.
+            idempotency_key: the same key and fields give the same report again.
+            fields: any other field of POST /v1/quality/compare: model, profiles, seed, seeds, thresholds,
+                negative_prompt, num_inference_steps, guidance_scale, num_frames, fps, temporal, priority.
+        """
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        job = wire.read(JobView, await self._send(wire.comparison(texts, size, idempotency_key, fields)))
+        await self._result(job, timeout, on_event)
+        return await self.report(job.id)
+
+    async def report(self, report_id: str) -> ReportView:
+        """A comparison as it stands, with everything found once it has succeeded."""
+        return wire.read(ReportView, await self._send(Call("GET", wire.report_path(report_id))))
+
+    async def report_page(self, report_id: str) -> str:
+        """A comparison's report as one self-contained HTML page."""
+        return (await self._send(Call("GET", wire.report_path(report_id), query={"format": "html"}))).text
+
+    async def reports(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> ReportList:
+        """One page of this key's comparisons, newest first."""
+        return wire.read(ReportList, await self._send(wire.listing(limit, after, status, "/v1/quality/reports")))
 
     async def submit(
         self, prompt: str, *, size: str | None = None, idempotency_key: str | None = None, **fields: Any

@@ -11,6 +11,7 @@ import typer
 
 from halftone import render
 from halftone.commands import offline, structure
+from halftone.commands.compare import compare
 from halftone.commands.generate import generate
 from halftone.commands.jobs import jobs
 from halftone.commands.profiles import profiles
@@ -57,6 +58,7 @@ def serve(
 
 
 app.command()(generate)
+app.command()(compare)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,17 @@ import httpx
 
 from halftone import wire
 from halftone.images import Images, Picture, Video, finished, video_file
-from halftone.views import JobList, JobView, ModelList, ModelView, ProfileList, ProfileView, ResultView
+from halftone.views import (
+    JobList,
+    JobView,
+    ModelList,
+    ModelView,
+    ProfileList,
+    ProfileView,
+    ReportList,
+    ReportView,
+    ResultView,
+)
 from halftone.wire import Call, Event, EventParser, RetryPolicy
 from jobs.errors import HalftoneError
 
@@ -125,6 +135,45 @@ class Client:
             with contextlib.suppress(HalftoneError):  # it may be over already; the first error is what matters
                 self.cancel(job.id)
             raise
+
+    def compare(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        size: str | None = None,
+        timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> ReportView:
+        """Holds profiles against float on a prompt or several, and waits for the report. As `generate`, it cancels
+        what nobody waits for any more.
+
+        Args:
+            prompts: what to show.
+            size: such as 64x64; or pass width and height.
+            timeout: seconds to wait; for ever when left out.
+            on_event: called with each event of the job.
+            idempotency_key: the same key and fields give the same report again.
+            fields: any other field of POST /v1/quality/compare: model, profiles, seed, seeds, thresholds,
+                negative_prompt, num_inference_steps, guidance_scale, num_frames, fps, temporal, priority.
+        """
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        job = wire.read(JobView, self._send(wire.comparison(texts, size, idempotency_key, fields)))
+        self._result(job, timeout, on_event)
+        return self.report(job.id)
+
+    def report(self, report_id: str) -> ReportView:
+        """A comparison as it stands, with everything found once it has succeeded."""
+        return wire.read(ReportView, self._send(Call("GET", wire.report_path(report_id))))
+
+    def report_page(self, report_id: str) -> str:
+        """A comparison's report as one self-contained HTML page."""
+        return self._send(Call("GET", wire.report_path(report_id), query={"format": "html"})).text
+
+    def reports(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> ReportList:
+        """One page of this key's comparisons, newest first."""
+        return wire.read(ReportList, self._send(wire.listing(limit, after, status, "/v1/quality/reports")))
 
     def submit(
         self, prompt: str, *, size: str | None = None, idempotency_key: str | None = None, **fields: Any

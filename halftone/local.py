@@ -6,7 +6,8 @@ The same code makes the picture, so its bytes equal those of a job that ran alon
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.denoiser import Denoiser
     from pipelines.load import Components
     from quant import Grow
+    from workers.generate import Tools
     from workers.hub import Served
 
 Step = Callable[[int, int], None]
@@ -61,7 +63,7 @@ def decide(prompt: str, asked: dict[str, Any], catalog: Catalog, settings: Gatew
         parameters = kind.model_validate({"prompt": prompt, **asked})
     except ValidationError as fault:
         raise from_validation(fault.errors(), tuple(kind.model_fields)) from fault
-    return Admission(settings, catalog, _no_workers, _no_floor).resolve(parameters)
+    return Admission(settings, catalog, no_workers, no_floor).resolve(parameters)
 
 
 def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images | Video:
@@ -86,12 +88,22 @@ def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images |
 
 
 def _run(request: AnyRequest, job_id: str, store: ResultStore, catalog: Catalog, on_step: Step) -> JobResult:
+    from workers.generate import generate
+    from workers.task import Assignment, Task
+
+    with tools_here(catalog) as tools:
+        return generate(Task(job_id, secrets.token_hex(8)), Assignment(request, store), tools, Steps(on_step))
+
+
+@contextmanager
+def tools_here(catalog: Catalog) -> Iterator[Tools]:
+    """What a worker's child has, in this process."""
     from pipelines.load import quiet
-    from workers.generate import Tools, generate
+    from workers.generate import Tools
     from workers.hub import Hub
+    from workers.judges import Judges
     from workers.memory import PeakMeter
     from workers.residents import Residents
-    from workers.task import Assignment, Task
     from workers.turns import Turns
 
     quiet()
@@ -101,8 +113,7 @@ def _run(request: AnyRequest, job_id: str, store: ResultStore, catalog: Catalog,
     residents = Residents(OneShotLoader(catalog, settings), settings.memory_budget_bytes, _ignore)
     hub.start()
     try:
-        tools = Tools(residents, hub, turns, PeakMeter())
-        return generate(Task(job_id, secrets.token_hex(8)), Assignment(request, store), tools, Steps(on_step))
+        yield Tools(residents, hub, turns, PeakMeter(), Judges(settings.lpips_dir, settings.clip_dir))
     finally:
         hub.stop()
 
@@ -131,7 +142,13 @@ class OneShotLoader:
     def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
         """A profile's denoiser; it grows as it likes, as nothing else is in memory."""
         from workers.hub import Served
+        from workers.residents import REFERENCE
 
+        if profile.endswith(REFERENCE):
+            from pipelines.featured import open_featured
+
+            card = self._catalog.profile(model, profile.removesuffix(REFERENCE))
+            return Served(model, profile, open_featured(card, components))
         return Served(model, profile, open_denoiser(self._catalog, model, profile, components, self._settings))
 
 
@@ -168,12 +185,12 @@ class Steps:
         """The result's costs say it."""
 
 
-async def _no_workers() -> tuple[()]:
+async def no_workers() -> tuple[()]:
     """Asked by nobody: only the decision is used, not the admission."""
     return ()
 
 
-def _no_floor() -> None:
+def no_floor() -> None:
     """Likewise."""
 
 

@@ -86,6 +86,36 @@ class JobList(BaseModel):
     has_more: bool = False
 
 
+class ReportView(BaseModel):
+    """A comparison of profiles with float. `report` is everything found: `jobs.quality.Report` reads it.
+
+    `summary` has a line for each profile, with its verdict; both are empty until the comparison has succeeded.
+    """
+
+    model_config = _ANSWER
+
+    id: str
+    status: JobState
+    model: str
+    profiles: tuple[str, ...]
+    created_at: float
+    finished_at: float | None = None
+    expires_at: float | None = None
+    summary: tuple[dict[str, Any], ...] = ()
+    error: Failure | None = None
+    urls: dict[str, str] = {}
+    report: dict[str, Any] | None = None
+
+
+class ReportList(BaseModel):
+    """One page of comparisons, newest first, without their reports. Ask for the next with `after=` the last id."""
+
+    model_config = _ANSWER
+
+    data: tuple[ReportView, ...]
+    has_more: bool = False
+
+
 class LimitsView(Limits):
     """What a request may ask of the model."""
 

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -173,6 +173,27 @@ def submission(prompt: str, size: str | None, idempotency_key: str | None, field
     return Call("POST", "/v1/jobs", body, headers={"idempotency-key": idempotency_key or secrets.token_hex(16)})
 
 
+def comparison(
+    prompts: Sequence[str], size: str | None, idempotency_key: str | None, fields: Mapping[str, Any]
+) -> Call:
+    """The call that submits a comparison and is answered at once. Safe to make twice."""
+    call = submission("", size, idempotency_key, fields)
+    body = {**(call.body or {}), "prompts": list(prompts)}
+    del body["prompt"]
+    return Call("POST", "/v1/quality/compare", body, headers=call.headers | {"prefer": "respond-async"})
+
+
+def report_path(report_id: str) -> str:
+    """The path of a comparison's report.
+
+    Raises:
+        InvalidRequest: the id is not 32 hexadecimal digits.
+    """
+    if not JOB_ID.fullmatch(report_id):
+        raise InvalidRequest(f"a report's id is 32 hexadecimal digits; got {report_id!r}", param="report_id")
+    return f"/v1/quality/reports/{report_id}"
+
+
 def read(kind: type[T], response: httpx.Response) -> T:
     """An answer's body as a model."""
     try:
@@ -217,14 +238,14 @@ def file_path(file_id: str) -> str:
     return f"/v1/files/{file_id}"
 
 
-def listing(limit: int, after: str | None, status: str | None) -> Call:
-    """The call for one page of jobs."""
+def listing(limit: int, after: str | None, status: str | None, path: str = "/v1/jobs") -> Call:
+    """The call for one page of jobs, or of reports."""
     query: dict[str, str | int] = {"limit": limit}
     if after is not None:
         query["after"] = after
     if status is not None:
         query["status"] = status
-    return Call("GET", "/v1/jobs", query=query)
+    return Call("GET", path, query=query)
 
 
 def event_headers(after: str | None) -> dict[str, str]:
