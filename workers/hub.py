@@ -36,6 +36,7 @@ MEASURE_SECONDS = 10.0
 not measured at all but learned from."""
 
 IDLE_SECONDS = 0.5
+WAITING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Hub:
         """How long the hub's thread has been inside one thing; infinite when it is dead."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
-    def run(self, task: Task, served: Served, call: DenoiserCall) -> Tensor:
-        """Waits until the call has run, in whatever company; gives its rows back.
+    def run(self, task: Task, served: Served, call: DenoiserCall, waiting: Callable[[], None] = lambda: None) -> Tensor:
+        """Waits until the call has run, in whatever company; gives its rows back. `waiting` is called meanwhile, about
+        every second, and must not raise.
 
         Raises:
             JobCanceledSignal: the task was canceled, before or meanwhile.
@@ -96,7 +98,8 @@ class Hub:
             self._between.pop(task, None)
             self._waiting.append(ticket)
             self._changed.notify_all()
-        ticket.done.wait()
+        while not ticket.done.wait(WAITING_SECONDS):
+            waiting()
         task.denoiser_calls += 1
         if task.canceled:
             self.leave(task)

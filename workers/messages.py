@@ -78,7 +78,7 @@ class Stepped(JobMessage):
 
 
 class Working(JobMessage):
-    """The job goes on without making steps: it decodes or encodes. Sent about every second."""
+    """The job goes on without making steps: it decodes, encodes, or waits for others. Sent about every second."""
 
     type: Literal["working"] = "working"
 

@@ -104,7 +104,8 @@ class JobSeams:
         self._task.check()
         if not self._denoising_since:
             self._denoising_since = time.monotonic()
-        return self._hub.run(self._task, self._served, call)
+        # whoever waits behind others' heavy calls does not hang; the hub itself is watched for that
+        return self._hub.run(self._task, self._served, call, self._say_alive)
 
     @contextmanager
     def alone(self, stage: Exclusive) -> Iterator[None]:
@@ -124,6 +125,9 @@ class JobSeams:
     def alive(self) -> None:
         """To be called in long work between steps: says now and then that it goes on, and ends it when canceled."""
         self._task.check()
+        self._say_alive()
+
+    def _say_alive(self) -> None:
         if time.monotonic() - self._alive_at >= WORKING_SECONDS:
             self._alive_at = time.monotonic()
             self._stages.report.working()

@@ -145,6 +145,17 @@ def test_waiting_calls_of_one_shape_run_as_one(bench: Bench) -> None:
     }  # fmt: skip
 
 
+def test_a_job_that_waits_for_others_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.hub.WAITING_SECONDS", 0.01)
+    said = threading.Semaphore(0)
+    bench.block()
+    asking = (Task("waits"), bench.served, call(1.0, width=4), said.release)
+    bench.threads.append(threading.Thread(target=bench.hub.run, args=asking))
+    bench.threads[-1].start()
+    assert all(said.acquire(timeout=10) for _ in range(3))
+    bench.finish()
+
+
 def test_no_batch_exceeds_the_measured_limit(bench: Bench) -> None:
     bench.set_limit(4)
     bench.block()
