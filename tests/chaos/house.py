@@ -88,6 +88,11 @@ class House:
                         )
                 await asyncio.sleep(0.05)
 
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the supervisors."""
+        return [process.pid for name, process in self._processes.items() if name.startswith("worker")]
+
     def story(self) -> str:
         """What the processes logged last, without the gateway's list of requests."""
         lines = [
@@ -99,8 +104,7 @@ class House:
 
     async def inflict(self, fault: str, chance: random.Random) -> None:
         """Do one of: child, supervisor, redis, gateway (each kill -9) and frozen (a supervisor, past its lease)."""
-        workers = [p.pid for name, p in self._processes.items() if name.startswith("worker")]
-        supervisor = chance.choice([pid for pid in workers if pid not in self._frozen])
+        supervisor = chance.choice([pid for pid in self.workers if pid not in self._frozen])
         if fault == "child":
             children = await self._until_some(supervisor)
             self._kill(children[0] if children else None, fault)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,14 +17,28 @@ POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 
 
+def null_picture(chance: random.Random) -> dict[str, Any]:
+    """A wish that costs nothing: for the protocol's sake."""
+    return {"model": "null", "prompt": f"sleep {chance.choice([0, 0, 0.02, 0.1])}", "num_inference_steps": 3}
+
+
 class Client:
     """One user with many wishes, one after the other, each with its own seeded luck."""
 
-    def __init__(self, url: str, history: History, seed: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        history: History,
+        seed: int,
+        wanted: Callable[[random.Random], dict[str, Any]] = null_picture,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=3.0)
         self._history = history
         self._chance = random.Random(seed)
         self._seed = seed
+        self._wanted = wanted
+        self._patience = patience
         self._count = 0
 
     async def work(self, enough: asyncio.Event) -> None:
@@ -34,7 +49,7 @@ class Client:
                 await self._wish(self._history.submit(f"client {self._seed} wish {self._count}"))
 
     async def _wish(self, submit: Submit) -> None:
-        body = {"model": "null", "prompt": f"sleep {self._chance.choice([0, 0, 0.02, 0.1])}", "num_inference_steps": 3}
+        body = self._wanted(self._chance)
         by_id = self._chance.random() < 0.5
         key = secrets.token_hex(16)
         job = await self._submit(submit, body, key, by_id)
@@ -44,7 +59,7 @@ class Client:
         if self._chance.random() < 0.1:
             answer = await self._ask("POST", f"/v1/jobs/{job}/cancel")
             submit.cancel_confirmed = answer is not None and answer.get("status") == "canceled"
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             if await self._look(submit, job) in FINAL:
                 submit.settled_after = time.monotonic() - submit.invoked_at
