@@ -1,4 +1,4 @@
-"""`python -m bench [load] [cpu] [gpu] [memory] [switch] [scale] [tfmq] [trdq] [tune]`: runs benches, keeps results.
+"""`python -m bench [load] [cpu] [gpu] [memory] [switch] [scale] [tfmq] [trdq] [tune] [video]`: runs benches.
 
 `cpu`, `gpu`, `memory`, `switch` and `scale` set ours beside rivals, for hours; `--quick` shows in minutes that they
 work. `--subject` and `--rival` take one thing, or one rival, at a time.
@@ -11,10 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cpu, cpu_cells, gpu, load, memory, scale, switch, tfmq, trdq, tune
+from bench import cpu, cpu_cells, gpu, load, memory, scale, switch, tfmq, trdq, tune, video
 from bench.cpu_cells import Size
 
-BENCHES: dict[str, Callable[[], None]] = {"load": load.run, "tfmq": tfmq.run, "trdq": trdq.run, "tune": tune.run}
+BENCHES: dict[str, Callable[[], None]] = {
+    "load": load.run,
+    "tfmq": tfmq.run,
+    "trdq": trdq.run,
+    "tune": tune.run,
+    "video": video.run,
+}
 Beside = tuple[Callable[[Size], None], Size, Size]
 BESIDE_RIVALS: dict[str, Beside] = {
     "gpu": (gpu.run, gpu.FULL, gpu.QUICK),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import quant
 
-_CLOCK = ("step", "total", "branch")
+CLOCK = ("step", "total", "branch")
+"""What a clock holds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def save_calls(path: Path, answered: Sequence[Answered]) -> None:
     for number, one in enumerate(answered):
         call = one.call
         parts = {"rows": call.rows, "shared": call.shared}
-        parts["clock"] = {name: getattr(call.clock, name) for name in _CLOCK}
+        parts["clock"] = {name: getattr(call.clock, name) for name in CLOCK}
         parts["answer"] = {"": one.answer}
         for part, named in parts.items():
             tensors |= {f"{number}/{part}/{name}": value.detach().clone().contiguous() for name, value in named.items()}
@@ -59,5 +60,5 @@ def load_calls(path: Path) -> list[Answered]:
 
 
 def _answered(parts: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Answered:
-    clock = quant.StepClock(*(parts["clock"][name] for name in _CLOCK))
+    clock = quant.StepClock(*(parts["clock"][name] for name in CLOCK))
     return Answered(quant.Call(parts["rows"], clock, parts.get("shared", {}), **facts), parts["answer"][""])

@@ -53,7 +53,7 @@ def markdown(facts: Found, found: Sequence[Found]) -> str:
 
 
 def _pictures(found: Sequence[Found]) -> list[Found]:
-    return [one for one in found if "@" in one["subject"]]
+    return [one for one in found if not one["subject"].startswith(("linear-", "conv-"))]
 
 
 def _peak(form: str, rate: float) -> str:

@@ -2,23 +2,25 @@
 
 `sd15@64` is the model `sd15` of `bench.public` at 64x64 latents. `linear-1024x1152x4608` is a linear layer from 1152 to
 4608 features on 1024 rows, `conv-320x640x32` a 3x3 convolution from 320 to 640 channels on two pictures of 32x32,
-`video-5x16` a video model on 5 frames of 16x16 latents (`bench.made`). Must not know what is measured.
+`video-5x16` a video model on 5 frames of 16x16 latents (`bench.made`), `shapes-dit` that model of the zoo. Must not
+know what is measured.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import quant
-from bench.calls import Answered, load_calls, save_calls
+from bench.calls import CLOCK, Answered, load_calls, save_calls
 from bench.made import Layer, Video
 from bench.public import MODELS, SCALE_OF_VAE, default_side, write_model
 from bench.rivals import Work
@@ -29,6 +31,8 @@ from pipelines.denoiser import DenoiserCall, call_module
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.quantized import empty_denoiser
+from zoo.build import ZOO, model_defaults
+from zoo.worlds import world_of
 
 STEPS: Final = 25
 PROMPTS: Final = ("a b c d e", "f g h i")
@@ -81,16 +85,30 @@ class Picture:
         """The pipeline's parts but the denoiser's weights, read once for all sizes."""
         return _components(self.folder)
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of what is calibrated on."""
+        return PROMPTS
+
+    @property
+    def unseen(self) -> str:
+        """Of what is drawn."""
+        return UNSEEN
+
+    def write(self) -> None:
+        """Makes the model's folder, if it is missing."""
+        write_model(self.model, self.folder)
+
     def prepare(self) -> None:
         """Writes the model and records its calls, whatever of that is missing."""
         if self.home is not None:
             self.home.prepare()
-        write_model(self.model, self.folder)
+        self.write()
         if not self._file("test").is_file():
             components, module = self.components, load_denoiser(self.components)
-            prompts = PROMPTS[: 1 if self.home else None]
+            prompts = self.prompts[: 1 if self.home else None]
             save_calls(self._file("calibration"), self._record(components, module, prompts, seed=0)[0])
-            answered, latents = self._record(components, module, [UNSEEN], seed=UNSEEN_SEED)
+            answered, latents = self._record(components, module, [self.unseen], seed=UNSEEN_SEED)
             save_file({"latents": latents}, self._file("latents"))
             save_calls(self._file("test"), answered)
 
@@ -148,6 +166,72 @@ class Picture:
         return answered, latents[0]
 
 
+@dataclass(frozen=True)
+class BuiltIn(Picture):
+    """A model of the shapes world at its defaults: of the zoo, or, under another name, in the folder of models."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return next((place for place in (ZOO / "models" / self.name, super().folder) if place.is_dir()), super().folder)
+
+    @property
+    def home(self) -> None:
+        """Artifacts are calibrated as they are run."""
+        return None
+
+    @property
+    def defaults(self) -> Defaults:
+        """The model's own."""
+        return model_defaults(self.folder)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of what is calibrated on."""
+        return tuple(world_of(self.defaults).captions(len(PROMPTS), 1))
+
+    @property
+    def unseen(self) -> str:
+        """Of what is drawn."""
+        return world_of(self.defaults).asked(1)[0].prompt
+
+    def write(self) -> None:
+        """It is there."""
+
+    def _record(
+        self, components: Components, module: nn.Module, prompts: Sequence[str], seed: int
+    ) -> tuple[list[Answered], Tensor]:
+        answered, latents = super()._record(components, module, prompts, seed)
+        return list(both_branches(answered)), latents
+
+
+def both_branches(answered: Sequence[Answered]) -> Iterator[Answered]:
+    """Calls with both branches of a step in each, where a pipeline sends every branch in a call of its own."""
+    waiting: list[Answered] = []
+    for one in answered:
+        if waiting and _is_partner(waiting[0].call, one.call):
+            first = waiting.pop()
+            parts = [(getattr(first.call.clock, name), getattr(one.call.clock, name)) for name in CLOCK]
+            rows = {name: torch.cat([first.call.rows[name], one.call.rows[name]]) for name in one.call.rows}
+            call = replace(one.call, rows=rows, clock=quant.StepClock(*map(torch.cat, parts)))
+            yield Answered(call, torch.cat([first.answer, one.answer]))
+        else:
+            yield from waiting
+            waiting = [one]
+    yield from waiting
+
+
+def _is_partner(one: quant.Call, other: quant.Call) -> bool:
+    """Whether two calls are one step's, of one branch each."""
+    branches = [set(call.clock.branch.tolist()) for call in (one, other)]
+    return torch.equal(one.clock.step, other.clock.step) and branches[0] != branches[1] and max(map(len, branches)) == 1
+
+
 @functools.lru_cache(maxsize=4)
 def _components(folder: Path) -> Components:
     return load_components(folder)
@@ -168,8 +252,11 @@ def subject(name: str, root: Path) -> Subject:
         return Video(name, root, frames=int(made[2]), side=int(made[3]), small=bool(made[1]))
     if re.fullmatch(r"[a-z0-9-]+@\d+", name) and name.partition("@")[0] in MODELS:
         return Picture(name, root)
+    if re.fullmatch(r"[a-z0-9-]+", name) and BuiltIn(name, root).folder.is_dir():
+        return BuiltIn(name, root)
     raise BadSubject(
-        f"no subject {name!r}; a model with a size, such as sd15@32, a layer, such as conv-320x320x32, or video-5x16"
+        f"no subject {name!r}; a model with a size, such as sd15@32, a layer, such as conv-320x320x32, video-5x16, "
+        "or a built-in model"
     )
 
 

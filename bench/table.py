@@ -19,9 +19,11 @@ from pipelines import calibrate
 from pipelines.beside import Remembered, timed
 from pipelines.denoiser import Denoiser
 from pipelines.features import temporal_features
+from pipelines.fidelity import OnPicture
 from pipelines.load import Components
 from pipelines.quantized import load_profile
-from zoo.build import Means, card_of, measure, model_defaults, tasks, timed_prompts
+from zoo.build import Means, card_of, measure, model_defaults, timed_prompts
+from zoo.worlds import world_of
 
 Found = dict[str, Any]
 """What was measured of a row."""
@@ -81,6 +83,7 @@ def compared(
     progress: calibrate.Progress,
     *,
     timing: bool = True,
+    on_picture: OnPicture | None = None,
 ) -> tuple[Found, Found]:
     """What an artifact's pictures are against float's, and what float's are against the world.
 
@@ -89,15 +92,17 @@ def compared(
     """
     card, manifest = card_of(artifact), quant.read_manifest(artifact)
     profile = load_profile(card, components, Means(cache))
-    features = temporal_features(components, [card], tasks(2)[0].prompt, model_defaults(components.folder))
+    defaults = model_defaults(components.folder)
+    world = world_of(defaults)
+    features = temporal_features(components, [card], world.asked(1)[0].prompt, defaults)
     denoisers: dict[str, Denoiser] = {"float": truth, card.name: profile}
-    found = {one.profile: one for one in measure(components, denoisers, prompts, features, progress)}
+    found = {one.profile: one for one in measure(components, denoisers, prompts, features, progress, on_picture)}
     told: Found = {"bytes": manifest.weights_bytes, "fallback_bytes": manifest.fallback_bytes}
     told |= {"build_seconds": manifest.build_seconds, "backend": manifest.backend}
     seconds: dict[str, float] = {}
     if timing and manifest.backend != "reference":
         plain: dict[str, Denoiser] = {"float": truth.denoiser, card.name: profile}
-        seconds = timed(components, plain, timed_prompts(), model_defaults(components.folder))
+        seconds = timed(components, plain, timed_prompts(world), defaults)
     told |= {**_numbers(found[card.name].as_json()), "seconds": seconds.get(card.name)}
     told["float_seconds"] = seconds.get("float")
     of_float = {name: value for name, value in _numbers(found["float"].as_json()).items() if name != "seconds"}

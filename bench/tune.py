@@ -19,8 +19,8 @@ from pipelines.tune import STORY, tune_folder
 from pipelines.tune_order import Story, TuneOrder
 from quant import MANIFEST, read_manifest
 from quant.tuning.costs import Objective
-from zoo.accuracy import Task
-from zoo.build import ZOO, Means, Model, calibration_prompts, model_defaults, open_model, shows, tasks
+from zoo.build import ZOO, Means, Model, calibration_prompts, model_defaults, open_model
+from zoo.worlds import Asked, checker_of, world_of
 
 WORK = Path("build/tune")
 PROMPTS = 64
@@ -98,7 +98,7 @@ def _tuned(model: Model, row: Row, progress: calibrate.Progress) -> Path:
     out = WORK / "artifacts" / row.model / row.profile
     assert row.objective is not None
     if not (out / MANIFEST).is_file():
-        others = tasks(PROMPTS + CHECKED + HELD_OUT)[PROMPTS:]
+        others = world_of(model_defaults(model.components.folder)).asked(PROMPTS + CHECKED + HELD_OUT)[PROMPTS:]
         order = TuneOrder(
             folder=model.components.folder,
             out=out,
@@ -111,11 +111,11 @@ def _tuned(model: Model, row: Row, progress: calibrate.Progress) -> Path:
             defaults=model_defaults(model.components.folder),
             work=WORK / "searches" / row.model,
             means=Means(WORK / "cache"),
-            checker=functools.partial(shows, others),
+            checker=checker_of({one.prompt: one for one in others}),
         )
         tune_folder(order, progress)
     return out
 
 
-def _prompts(chosen: list[Task]) -> list[str]:
-    return [task.prompt for task in chosen]
+def _prompts(chosen: list[Asked]) -> list[str]:
+    return [one.prompt for one in chosen]

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import quant
 from halftone.hub import REPO, pull_model, pulled
 from halftone.views import ProfileView
@@ -25,11 +23,15 @@ from pipelines.load import quiet
 from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.subjects import asks_of
 from workers.settings import WorkerSettings
-from zoo.shapes.captions import VOCABULARY, caption
-from zoo.shapes.world import Scene, random_scene
+from zoo.shapes.captions import VOCABULARY
+from zoo.shapes.motion_captions import VOCABULARY as MOTION_VOCABULARY
+from zoo.worlds import Asked, World, world_of
 
 CALIBRATION_SAMPLES = 64
 LEARNING_SAMPLES = 256
+CAPTIONS_SEED = 2026
+"""Of the shapes world's captions that models which know it are calibrated on."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,10 +55,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What pictures are to be of; `scenes` says what prompts of the shapes world mean, where we chose them."""
+    """What pictures are to be of; `asked` says what is wrong with what is made of prompts, where we chose them."""
 
     subjects: list[Subject]
-    scenes: dict[str, Scene]
+    asked: dict[str, Asked]
 
 
 def quantize_model(
@@ -145,23 +147,19 @@ def choose_subjects(
     if prompts:
         return Chosen(asks.read(prompts)[:samples], {})
     count = samples or otherwise
-    if asks.kind == "prompt" and speaks_shapes(found.card):
-        pairs = list(_shapes_prompts(count, unseen=unseen))
-        return Chosen([prompt for prompt, _ in pairs], dict(pairs))
+    world = world_spoken(found.card) if asks.kind == "prompt" else None
+    if world is not None and unseen:
+        asked = world.asked(count)
+        return Chosen([one.prompt for one in asked], {one.prompt: one for one in asked})
+    if world is not None:
+        return Chosen(list(world.captions(count, CAPTIONS_SEED)), {})
     return Chosen(asks.spread(count), {})
 
 
-def speaks_shapes(card: ModelCard) -> bool:
-    """Whether a model knows every word of the shapes world."""
-    return card.vocabulary is not None and set(VOCABULARY) <= set(card.vocabulary)
-
-
-def _shapes_prompts(count: int, *, unseen: bool) -> Iterator[tuple[str, Scene]]:
-    """Prompts of the shapes world and what they mean, half of one object and half of two."""
-    rng = np.random.default_rng(2026)
-    for number in range(count):
-        scene = random_scene(rng, 1 + number % 2, unseen=unseen)
-        yield caption(scene, rng), scene
+def world_spoken(card: ModelCard) -> World | None:
+    """Which shapes world a model knows every word of, of pictures or of films; None where it is neither."""
+    words = MOTION_VOCABULARY if card.kind == "video" else VOCABULARY
+    return world_of(card.defaults) if card.vocabulary is not None and set(words) <= set(card.vocabulary) else None
 
 
 @contextmanager

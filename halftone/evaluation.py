@@ -5,26 +5,25 @@ Knows no server. Importing it imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import quant
-from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, speaks_shapes
+from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, world_spoken
 from halftone.local import open_denoiser
 from jobs.profile import FLOAT, Defaults, GuidanceCard, ModelCard, ProfileCard
 from pipelines.families import Subject
 from pipelines.features import temporal_features
-from pipelines.fidelity import ProfileFidelity, evaluate
+from pipelines.fidelity import ProfileFidelity, Reference, evaluate
 from pipelines.load import load_components, quiet
 from quant.temporal.select import Selection
 from workers.settings import WorkerSettings
-from zoo.frechet import FEWEST, ShapesWorld
-from zoo.shapes.checker import faults
-from zoo.shapes.world import SIDE, Scene
+from zoo.frechet import FEWEST
+from zoo.shapes.world import SIDE
+from zoo.worlds import checker_of
 
 SHOWN = 8
 """Pictures of each profile that the sample grid shows."""
@@ -160,12 +159,12 @@ def evaluate_model(
     names = [FLOAT, *(name for name in dict.fromkeys(wanted) if name != FLOAT)]
     cards = {name: at.catalog.profile(at.card.id, name) for name in names}
     chosen = choose_subjects(at, prompts, limit, SAMPLES, unseen=True)
-    reference, notes = _reference(at.card, len(chosen.subjects), bool(chosen.scenes))
+    reference, notes = _reference(at.card, len(chosen.subjects), bool(chosen.asked))
     shown: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(profile: str, number: int, picture: Tensor) -> None:
         if number < SHOWN:
-            shown[profile].append(picture)
+            shown[profile].append(picture if picture.ndim == 3 else picture[len(picture) // 2])
 
     with library_faults():
         components = load_components(at.folder)
@@ -177,7 +176,7 @@ def evaluate_model(
             chosen.subjects,
             at.card.defaults,
             seed=seed,
-            checker=checker_of(chosen.scenes) if chosen.scenes else None,
+            checker=checker_of(chosen.asked) if chosen.asked else None,
             reference=reference,
             features=features,
             on_picture=keep,
@@ -218,9 +217,10 @@ def _or_dash(value: float | None, form: str, times: float = 1) -> str:
     return NOTHING if value is None else form.format(times * value)
 
 
-def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[ShapesWorld | None, list[str]]:
+def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[Reference | None, list[str]]:
     """The world's own pictures, for models that speak of it on prompts that we chose; or why not."""
-    if not speaks_shapes(card):
+    world = world_spoken(card)
+    if world is None or world.reference is None:
         return None, []
     if not ours:
         return None, ["No Fréchet distance: the prompts are not drawn as the world's pictures are."]
@@ -228,14 +228,4 @@ def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[ShapesWorld 
         return None, [f"No Fréchet distance: the world's pictures are {SIDE}x{SIDE}."]
     if pictures < FEWEST:
         return None, [f"No Fréchet distance: it needs at least {FEWEST} pictures (--limit)."]
-    return ShapesWorld(unseen=True), []
-
-
-def checker_of(scenes: Mapping[str, Scene]) -> Callable[[str, Tensor], bool]:
-    """Whether a picture shows the scene that its prompt was made of."""
-
-    def check(prompt: str, picture: Tensor) -> bool:
-        pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return not faults(pixels, scenes[prompt])
-
-    return check
+    return world.reference(), []

@@ -25,7 +25,7 @@ GUIDANCE = "guidance.png"
 ABOUT = {
     TRAJECTORY: "How far the latents are from float's after each step, relative to their size; mean over pictures.",
     TEMPORAL: "Outputs of modules that depend on time: cosine with float's, and how many are nearer to another step's.",
-    SAMPLES: "The first pictures, a row for each profile.",
+    SAMPLES: "The first pictures, a row for each profile; of videos the frame in the middle.",
     SELECTION: "What each module's temporal feature comes from at each step: a table, by its storage, or its layers.",
     GUIDANCE: "What each step of a guidance plan runs, and how far the latents are from full guidance after it, "
     "relative to their size; measured when the plan was made.",

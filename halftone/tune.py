@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from halftone.build import Chosen, Found, Progress, choose_subjects, find_model, library_faults
-from halftone.evaluation import checker_of
 from halftone.profile_plot import plot_search
 from halftone.views import ProfileView
 from jobs.errors import InvalidRequest
@@ -27,6 +26,7 @@ from pipelines.tune import STORY, tune_folder
 from pipelines.tune_order import Story, TuneOrder
 from quant.tuning.costs import Objective
 from workers.settings import WorkerSettings
+from zoo.worlds import checker_of
 
 MEASURED, CHECKED, HELD_OUT = 16, 24, 64
 """Of the model's own subjects: to find a recipe by, to draw every recipe on, and to hold the result to."""
@@ -99,7 +99,7 @@ def tune_model(
         work=folder / ".tuning",
         means=settings,
         seed=seed,
-        checker=checker_of(checked.scenes | held.scenes) if held.scenes else None,
+        checker=checker_of(checked.asked | held.asked) if held.asked else None,
     )
     with library_faults():
         made = tune_folder(order, progress)
@@ -134,5 +134,5 @@ def _subjects(found: Found, prompts: Sequence[str] | None, samples: int | None) 
         return measured.subjects, checked, held
     measured = choose_subjects(found, None, samples, MEASURED, unseen=False)
     whole = choose_subjects(found, None, CHECKED + HELD_OUT, 1, unseen=True)
-    checked, held = (Chosen(part, whole.scenes) for part in (whole.subjects[:CHECKED], whole.subjects[CHECKED:]))
+    checked, held = (Chosen(part, whole.asked) for part in (whole.subjects[:CHECKED], whole.subjects[CHECKED:]))
     return measured.subjects, checked, held

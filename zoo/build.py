@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -23,27 +22,26 @@ from pipelines import calibrate
 from pipelines.beside import Remembered, timed
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.features import temporal_features
-from pipelines.fidelity import ProfileFidelity, evaluate
+from pipelines.fidelity import OnPicture, ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.quantized import load_profile
 from quant.metrics import Features
-from zoo.accuracy import Task, unseen
-from zoo.frechet import FEWEST, ShapesWorld
-from zoo.shapes.captions import caption
-from zoo.shapes.checker import faults
-from zoo.shapes.world import random_scene
+from zoo.frechet import FEWEST
+from zoo.worlds import PICTURES, World, checker_of, world_of
 
 ZOO = Path(__file__).parent
 CALIBRATION_PROMPTS = 64
 LEARNING_PROMPTS = 256
 TIMED_PROMPTS = 8
 ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
-SHIPPED = {
+RECIPES = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
     "shapes-dit": ROTATED,
+    "shapes-video": ("tfmq-w8a8", "trdq-w8a8", "trdq-w4a8-cfg"),
 }
-"""Recipes whose artifacts come with the product, by model."""
+SHIPPED = {model: names for model, names in RECIPES.items() if (ZOO / "models" / model).is_dir()}
+"""Recipes whose artifacts come with the product, by model; those of models that are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +53,9 @@ class Means:
     cache_bytes: int = quant.CACHE_BYTES
 
 
-def calibration_prompts(count: int = CALIBRATION_PROMPTS, seed: int = 1) -> list[str]:
-    """Captions of training scenes, half of them with one object."""
-    rng = np.random.default_rng(seed)
-    return [caption(random_scene(rng, 1 + i % 2, unseen=False), rng) for i in range(count)]
-
-
-def tasks(count: int) -> list[Task]:
-    """Unseen prompts, half of them with one object, the two kinds in turn."""
-    pairs = zip(unseen(1, (count + 1) // 2, seed=99), unseen(2, count // 2, seed=99), strict=False)
-    return [task for pair in pairs for task in pair]
-
-
-def shows(known: Sequence[Task], prompt: str, picture: Tensor) -> bool:
-    """Whether a picture [3, 64, 64] in 0..1 shows the scene of its prompt."""
-    scene = next(task.scene for task in known if task.prompt == prompt)
-    pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    return not faults(pixels, scene)
+def calibration_prompts(count: int = CALIBRATION_PROMPTS, seed: int = 1, world: World = PICTURES) -> list[str]:
+    """Captions of training scenes."""
+    return world.captions(count, seed)
 
 
 def measure(
@@ -80,18 +64,22 @@ def measure(
     count: int,
     features: Mapping[str, Features] | None = None,
     progress: calibrate.Progress = calibrate.silent,
+    on_picture: OnPicture | None = None,
 ) -> list[ProfileFidelity]:
     """Every denoiser against float on unseen prompts, with prompt accuracy by the checker and Fréchet distance."""
-    known = tasks(count)
+    defaults = model_defaults(components.folder)
+    world = world_of(defaults)
+    known = {one.prompt: one for one in world.asked(count)}
     return evaluate(
         components,
         denoisers,
-        [task.prompt for task in known],
-        model_defaults(components.folder),
+        [one.prompt for one in world.asked(count)],
+        defaults,
         seed=1000,
-        checker=lambda prompt, picture: shows(known, prompt, picture),
-        reference=ShapesWorld(unseen=True) if count >= FEWEST else None,
+        checker=checker_of(known),
+        reference=world.reference() if world.reference and count >= FEWEST else None,
         features=features,
+        on_picture=on_picture,
         progress=progress,
     )
 
@@ -111,8 +99,9 @@ class _Recorder(TorchDenoiser):
 def typical_calls(components: Components, count: int) -> list[DenoiserCall]:
     """`count` calls that drawing unseen prompts makes, spread over the steps."""
     recorder = _Recorder(load_denoiser(components))
-    prompts = [task.prompt for task in tasks(4)]
-    evaluate(components, {"float": recorder}, prompts, model_defaults(components.folder), seed=2000)
+    defaults = model_defaults(components.folder)
+    prompts = [one.prompt for one in world_of(defaults).asked(4)]
+    evaluate(components, {"float": recorder}, prompts, defaults, seed=2000)
     return recorder.calls[:: max(1, len(recorder.calls) // count)][:count]
 
 
@@ -139,7 +128,12 @@ class Model:
 
 def open_model(name: str) -> Model:
     """A built-in model of the zoo."""
-    components = load_components(ZOO / "models" / name)
+    return open_folder(ZOO / "models" / name)
+
+
+def open_folder(folder: Path) -> Model:
+    """A model of the shapes world in a folder."""
+    components = load_components(folder)
     return Model(components, Remembered(TorchDenoiser("float", load_denoiser(components))))
 
 
@@ -148,8 +142,8 @@ def build(model: str, opened: Model, recipe_name: str, cache: Path, count: int) 
     folder, out = opened.components.folder, ZOO / "artifacts" / model / recipe_name
     recipe = quant.load_recipe(recipe_name)
     scratch = _scratch(cache / model, recipe)
-    prompts = calibration_prompts(LEARNING_PROMPTS if recipe.learns else CALIBRATION_PROMPTS)
     defaults = model_defaults(folder)
+    prompts = world_of(defaults).captions(LEARNING_PROMPTS if recipe.learns else CALIBRATION_PROMPTS, 1)
     plans = cache / model / "plans"
     order = QuantizationOrder(folder, out, recipe, prompts, defaults, model, scratch=scratch, plans=plans)
     with Progress() as bar:
@@ -170,18 +164,18 @@ def summary_of(
     """What a manifest's `fidelity` holds: an artifact's pictures against float's, and seconds of both in turn."""
     components, defaults = model.components, model_defaults(model.components.folder)
     profile = load_profile(card, components, means)
-    features = temporal_features(components, [card], tasks(2)[0].prompt, defaults)
+    features = temporal_features(components, [card], world_of(defaults).asked(1)[0].prompt, defaults)
     denoisers: dict[str, Denoiser] = {"float": model.truth, card.name: profile}
     found = {one.profile: one for one in measure(components, denoisers, count, features, progress)}
     plain: dict[str, Denoiser] = {"float": model.truth.denoiser, card.name: profile}
-    seconds = timed(components, plain, timed_prompts(), defaults)
+    seconds = timed(components, plain, timed_prompts(world_of(defaults)), defaults)
     told = {"seconds": seconds[card.name], "float_seconds": seconds["float"]}
     return found[card.name].summary() | told
 
 
-def timed_prompts() -> list[str]:
+def timed_prompts(world: World = PICTURES) -> list[str]:
     """What is drawn to take the time of profiles."""
-    return [task.prompt for task in tasks(TIMED_PROMPTS)]
+    return [one.prompt for one in world.asked(TIMED_PROMPTS)]
 
 
 def _scratch(cache: Path, recipe: quant.Recipe) -> Path:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from bench.calls import Answered
 from bench.rivals import Rival, Runner, rival
 from bench.rivals.ours import Ours
-from bench.subjects import UNSEEN, UNSEEN_SEED, Picture, Subject, subject
+from bench.subjects import UNSEEN_SEED, Picture, Subject, subject
 from pipelines.drawing import draw_batch
 from pipelines.load import quiet
 from pipelines.quantized import QuantizedDenoiser
@@ -86,7 +86,7 @@ class Child:
         if steps:
             defaults = defaults.model_copy(update={"num_inference_steps": steps})
         started = time.perf_counter()
-        drawn = draw_batch(components, denoiser, [UNSEEN], [UNSEEN_SEED], defaults)
+        drawn = draw_batch(components, denoiser, [self._about.unseen], [UNSEEN_SEED], defaults)
         seconds = time.perf_counter() - started
         if keep:
             save_file({"latents": drawn.latents[-1].contiguous()}, keep)
