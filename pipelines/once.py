@@ -44,3 +44,8 @@ class Once:
         partial.write_bytes(form.dump_json(found))
         partial.replace(file)
         return found
+
+
+def digest(told: object) -> str:
+    """Twenty hexadecimal digits that stand for what something looks like."""
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:20]

@@ -5,7 +5,6 @@ Must not know queues, HTTP, or what a prompt means.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,11 +21,23 @@ from pipelines.families import Subject
 from pipelines.features import temporal_features
 from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
-from pipelines.once import Once
+from pipelines.once import Once, digest
 from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.quantized import denoiser_sha256, load_profile
 from pipelines.tune_measure import Bench, measure
-from pipelines.tune_order import FORMAT, OutOfReach, Round, Spot, Story, Tuned, TuneOrder, base_recipe
+from pipelines.tune_order import (
+    FORMAT,
+    MOST_OF_FLOAT,
+    OutOfReach,
+    Round,
+    Spot,
+    Story,
+    Tuned,
+    TuneOrder,
+    base_recipe,
+    decibels,
+    shortfall,
+)
 from quant.recipe import Recipe
 from quant.recipe_parts import Guidance
 from quant.recipe_text import text_of
@@ -45,9 +56,6 @@ MARGIN_DB = 0.3
 
 USUAL_DB = 18.0
 """PSNR of pictures whose latents are wrong by all of their size, before the first picture tells."""
-
-IDENTICAL_DB = 120.0
-"""Stands for the PSNR of identical pictures where it is to be compared."""
 
 TIMED = 8
 """Pictures whose time is taken."""
@@ -81,6 +89,7 @@ class _Tuner:
     offset: float = USUAL_DB
     rounds: list[Round] = field(default_factory=list)
     places: set[Path] = field(default_factory=set)
+    float_bytes: int = 0
     truth: Remembered | None = None
 
     def __post_init__(self) -> None:
@@ -89,12 +98,13 @@ class _Tuner:
     def tune(self) -> Tuned:
         """The whole search."""
         measured = self._measured()
+        self.float_bytes = measured.float_bytes
         search = Search(measured, self.order.objective)
         aim, held = self.order.min_psnr_db + MARGIN_DB, None
         while held is None:
             recipe, place = self._near(search, aim)
             found = self._compared(place, self.order.held_out, 1 + len(self.order.checked))
-            reached = _db(found)
+            reached = decibels(found)
             if reached >= self.order.min_psnr_db:
                 held = found
             elif len(self.rounds) >= ROUNDS:
@@ -118,19 +128,23 @@ class _Tuner:
                 break
             seen.add(repr(recipe))
             place, psnr = self._drawn(choice, recipe)
-            if psnr >= self.order.min_psnr_db:
+            if psnr >= self.order.min_psnr_db and self._saves(place):
                 kept.append((search.cost(choice), recipe, place))
                 if psnr <= aim + CLOSE_DB:
                     break
             elif finest or len(self.rounds) >= ROUNDS:
                 break
         if not kept:
-            raise OutOfReach(self._short(max(one.psnr_db for one in self.rounds)))
+            raise OutOfReach(self._short())
         return min(kept, key=lambda one: one[0])[1:]
 
-    def _short(self, best: float) -> str:
-        told = f"no recipe reaches {self.order.min_psnr_db:g} dB on other pictures than it was found by"
-        return f"{told}: the best of {len(self.rounds)} that were built has {best:.1f} dB"
+    def _saves(self, place: Path) -> bool:
+        """Whether an artifact is much smaller than float."""
+        manifest = quant.read_manifest(place)
+        return manifest.weights_bytes <= MOST_OF_FLOAT * manifest.float_weights_bytes
+
+    def _short(self, held_out: float | None = None) -> str:
+        return shortfall(self.order.min_psnr_db, self.rounds, self.float_bytes, held_out)
 
     def _chosen(self, search: Search, aim: float) -> tuple[Choice, bool]:
         """The choice that is expected to reach an aim, and whether nothing finer is left."""
@@ -153,7 +167,7 @@ class _Tuner:
         """Builds a recipe, draws by it, and learns from that what errors of latents are worth in pictures."""
         expected = self.offset - 10 * math.log10(max(choice.error, 1e-12))
         place = self._built(recipe)
-        found = _db(self._compared(place, self.order.checked, 1))
+        found = decibels(self._compared(place, self.order.checked, 1))
         size = quant.read_manifest(place).weights_bytes
         self.rounds.append(
             Round(
@@ -170,7 +184,7 @@ class _Tuner:
     def _built(self, recipe: Recipe) -> Path:
         """The artifact of a recipe, kept until all is done."""
         order = self.order
-        place = self.once.path(f"recipe-{_digest(recipe)}")
+        place = self.once.path(f"recipe-{digest(recipe)}")
         self.places.add(place)
         if not (place / quant.MANIFEST).is_file():
             wanted = QuantizationOrder(
@@ -188,7 +202,7 @@ class _Tuner:
 
     def _compared(self, place: Path, subjects: Sequence[Subject], first: int) -> ProfileFidelity:
         """An artifact's pictures of some subjects against float's."""
-        name = f"drawn-{_digest((place.name, list(subjects), first))}"
+        name = f"drawn-{digest((place.name, list(subjects), first))}"
         return self.once.get(name, ProfileFidelity, lambda: self._draw(place, subjects, first))
 
     def _draw(self, place: Path, subjects: Sequence[Subject], first: int) -> ProfileFidelity:
@@ -274,15 +288,6 @@ class _Tuner:
         sha256 = denoiser_sha256(order.folder, self.components.denoiser_part)
         told = (FORMAT, sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed, order.probed)
         return repr((told, base_recipe()))
-
-
-def _digest(told: object) -> str:
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:20]
-
-
-def _db(found: ProfileFidelity) -> float:
-    """Mean PSNR; that of pictures which are all identical to float's is no number."""
-    return IDENTICAL_DB if found.psnr_db is None else found.psnr_db
 
 
 def _close(denoiser: Denoiser) -> None:

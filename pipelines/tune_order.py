@@ -11,13 +11,20 @@ from pydantic import BaseModel, ConfigDict
 import quant
 from jobs.profile import Defaults
 from pipelines.families import Subject
-from pipelines.fidelity import Checker
+from pipelines.fidelity import Checker, ProfileFidelity
 from pipelines.quantized import Means
 from quant.recipe import Recipe, Sensitive
 from quant.tuning.costs import Objective
 
 FORMAT = 1
 """Version of what is kept on disk between runs, and beside artifacts."""
+
+
+IDENTICAL_DB = 120.0
+"""Stands for the PSNR of identical pictures where it is to be compared."""
+
+MOST_OF_FLOAT = 0.75
+"""Share of float's bytes beyond which a recipe is no answer: the promise was kept by leaving layers as they were."""
 
 
 class OutOfReach(quant.QuantError):
@@ -113,3 +120,20 @@ def base_recipe() -> Recipe:
         "sensitive": Sensitive(),
     }
     return recipe.model_copy(update=changes)
+
+
+def shortfall(promise_db: float, rounds: Sequence[Round], float_bytes: int, held_out: float | None) -> str:
+    """What to tell where a promise cannot be kept; `held_out` is what held-out pictures had, if it came to them."""
+    told = f"no recipe of at most {MOST_OF_FLOAT:.0%} of float's bytes reaches {promise_db:g} dB"
+    if held_out is not None:
+        return f"{told} on pictures that were held out: after {len(rounds)} recipes it is {held_out:.1f} dB"
+    smaller = [one for one in rounds if one.bytes <= MOST_OF_FLOAT * float_bytes]
+    if not smaller:
+        return f"{told}: none of {len(rounds)} that were built was that small; ask for less"
+    best = max(smaller, key=lambda one: one.psnr_db)
+    return f"{told}: the best of {len(rounds)} has {best.psnr_db:.1f} dB at {best.bytes / 1e6:.2f} MB"
+
+
+def decibels(found: ProfileFidelity) -> float:
+    """Mean PSNR; that of pictures which are all identical to float's is no number."""
+    return IDENTICAL_DB if found.psnr_db is None else found.psnr_db
