@@ -30,7 +30,7 @@ class Phase:
     items: float
 
 
-PHASES = (Phase(0.2, 1, 32, 4), Phase(0.7, 9, 32, 1), Phase(1.0, FRAMES, SIDE, 1 / 4))
+PHASES = (Phase(0.2, 1, 32, 4), Phase(0.6, 9, 32, 1), Phase(1.0, FRAMES, SIDE, 1 / 4))
 """Colours and edges are learned from parts of single frames, at a fraction of the price of moving ones; motion from
 parts of films; whole films teach only what borders and long ways change."""
 
@@ -66,7 +66,7 @@ class Films:
 
     checkpoint = "vae-films.pt"
     per_channel = True
-    plan = Plan(steps=2800, batch=16, rate=4e-3)
+    plan = Plan(steps=3600, batch=16, rate=4e-3)
 
     def build(self) -> AutoencoderKLWan:
         """The untrained autoencoder, 2 million parameters: 2x2 pixels are one, then two levels halve space and time.

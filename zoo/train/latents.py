@@ -51,7 +51,7 @@ def _spread(means: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
 
 
 def make(
-    path: Path, autoencoder: Any, language: text.Language, world: World, *, count: int = 40_000, chunk: int = 500
+    path: Path, autoencoder: Any, language: text.Language, world: World, *, count: int = 40_000, chunk: int = 100
 ) -> Latents:
     """Load the data at `path`, or make it: `count` examples, none of them of held-out combinations."""
     state = checkpoint.load(path)
@@ -62,11 +62,11 @@ def make(
             parts.append(_encode(autoencoder, language, world, rng, chunk))
             if done % 5000 == 0:
                 print(f"latents {done}/{count}", flush=True)
-        means = torch.cat([part[0] for part in parts])
+        means, ids = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.clear()  # as large as all latents
         mean, deviation = _spread(means, per_channel=world.autoencoder.per_channel)
         across = (-1, *(1 for _ in means.shape[2:]))
-        scaled = (means - mean.reshape(across)) / deviation.reshape(across)
-        ids = torch.cat([part[1] for part in parts])
+        scaled = means.sub_(mean.reshape(across)).div_(deviation.reshape(across))
         state = {"latents": scaled.half(), "ids": ids, "mean": mean, "deviation": deviation}
         checkpoint.save(path, state)
     return Latents(**state)
