@@ -66,7 +66,10 @@ def test_models_and_prompts_that_cannot_be_used(folder: Path) -> None:
 
 @pytest.mark.timeout(1800)
 def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = tune(folder, 99, "--name", "mine")
+    with monkeypatch.context() as patched:  # a tiny model's weights are so alike that half of its bytes are exact
+        for room in ("pipelines.tune", "pipelines.tune_order"):
+            patched.setattr(f"{room}.MOST_OF_FLOAT", 0.2)
+        refused = tune(folder, 99, "--name", "mine")
     assert refused.exit_code == 1 and "reaches 99 dB: " in refused.stderr, refused.output
     assert not Path("data/artifacts/tiny/mine").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny/.tuning").glob("*.json")}
