@@ -1,5 +1,7 @@
 """`python -m bench [load] [cpu] [gpu] [memory] [switch] [scale] [tfmq] [trdq] [tune] [video]`: runs benches.
 
+`python -m bench guard` has options of its own (`--help`).
+
 `cpu`, `gpu`, `memory`, `switch` and `scale` set ours beside rivals, for hours; `--quick` shows in minutes that they
 work. `--subject` and `--rival` take one thing, or one rival, at a time.
 """
@@ -7,11 +9,12 @@ work. `--subject` and `--rival` take one thing, or one rival, at a time.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cpu, cpu_cells, gpu, load, memory, scale, switch, tfmq, trdq, tune, video
+from bench import cpu, cpu_cells, gpu, guard, load, memory, scale, switch, tfmq, trdq, tune, video
 from bench.cpu_cells import Size
 
 BENCHES: dict[str, Callable[[], None]] = {
@@ -37,6 +40,8 @@ SHORT = ["load"]
 
 def main() -> None:
     """Run the named benches, those that take minutes when none is named."""
+    if sys.argv[1:2] == ["guard"]:
+        raise SystemExit(guard.main(sys.argv[2:]))
     options = argparse.ArgumentParser(description=__doc__)
     names = (*BENCHES, *BESIDE_RIVALS)
     options.add_argument("names", nargs="*", metavar="bench", help=f"of {', '.join(names)}; by default {SHORT[0]}")

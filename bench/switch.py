@@ -158,9 +158,9 @@ class _WatchedLoader(ModelLoader):
         self._watch = watch
         self._alive: list[weakref.ref[Denoiser]] = []
 
-    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
         """As the worker's."""
-        served = super().denoiser(model, profile, components, grow)
+        served = super().denoiser(model, profile, components, grow, quick=quick)
         self._alive.append(weakref.ref(served.denoiser))
         weights = sum(one.weights_bytes for ref in self._alive if (one := ref()) is not None)
         self._watch.held = max(self._watch.held, components.weights_bytes + weights)

@@ -17,19 +17,8 @@ from typing import Any, Self
 
 import httpx
 
-from halftone import wire
+from halftone import views, wire
 from halftone.images import Images, Picture, Video, finished, video_file
-from halftone.views import (
-    JobList,
-    JobView,
-    ModelList,
-    ModelView,
-    ProfileList,
-    ProfileView,
-    ReportList,
-    ReportView,
-    ResultView,
-)
 from halftone.wire import Call, Event, EventParser, RetryPolicy
 from jobs.errors import HalftoneError
 
@@ -129,8 +118,8 @@ class AsyncClient:
         return Video(job.id, await self.file(file.id), file, result.used, result.costs, result.notices)
 
     async def _result(
-        self, job: JobView, timeout: float | None, on_event: Callable[[Event], None] | None
-    ) -> ResultView:
+        self, job: views.JobView, timeout: float | None, on_event: Callable[[Event], None] | None
+    ) -> views.ResultView:
         """What a job made; it is canceled when it fails to be waited for."""
         try:
             return finished(await self.wait(job.id, timeout=timeout, on_event=on_event))
@@ -148,7 +137,7 @@ class AsyncClient:
         on_event: Callable[[Event], None] | None = None,
         idempotency_key: str | None = None,
         **fields: Any,
-    ) -> ReportView:
+    ) -> views.ReportView:
         """Holds profiles against float on a prompt or several, and waits for the report. As `generate`, it cancels
         what nobody waits for any more.
 
@@ -162,43 +151,45 @@ class AsyncClient:
                 negative_prompt, num_inference_steps, guidance_scale, num_frames, fps, temporal, priority.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
-        job = wire.read(JobView, await self._send(wire.comparison(texts, size, idempotency_key, fields)))
+        job = wire.read(views.JobView, await self._send(wire.comparison(texts, size, idempotency_key, fields)))
         await self._result(job, timeout, on_event)
         return await self.report(job.id)
 
-    async def report(self, report_id: str) -> ReportView:
+    async def report(self, report_id: str) -> views.ReportView:
         """A comparison as it stands, with everything found once it has succeeded."""
-        return wire.read(ReportView, await self._send(Call("GET", wire.report_path(report_id))))
+        return wire.read(views.ReportView, await self._send(Call("GET", wire.report_path(report_id))))
 
     async def report_page(self, report_id: str) -> str:
         """A comparison's report as one self-contained HTML page."""
         return (await self._send(Call("GET", wire.report_path(report_id), query={"format": "html"}))).text
 
-    async def reports(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> ReportList:
+    async def reports(
+        self, *, limit: int = 20, after: str | None = None, status: str | None = None
+    ) -> views.ReportList:
         """One page of this key's comparisons, newest first."""
-        return wire.read(ReportList, await self._send(wire.listing(limit, after, status, "/v1/quality/reports")))
+        return wire.read(views.ReportList, await self._send(wire.listing(limit, after, status, "/v1/quality/reports")))
 
     async def submit(
         self, prompt: str, *, size: str | None = None, idempotency_key: str | None = None, **fields: Any
-    ) -> JobView:
+    ) -> views.JobView:
         """Queues a job and returns at once. Fields as for `generate`; with `kind="video"` as for `generate_video`."""
-        return wire.read(JobView, await self._send(wire.submission(prompt, size, idempotency_key, fields)))
+        return wire.read(views.JobView, await self._send(wire.submission(prompt, size, idempotency_key, fields)))
 
-    async def job(self, job_id: str) -> JobView:
+    async def job(self, job_id: str) -> views.JobView:
         """A job as it stands."""
-        return wire.read(JobView, await self._send(Call("GET", wire.job_path(job_id))))
+        return wire.read(views.JobView, await self._send(Call("GET", wire.job_path(job_id))))
 
-    async def jobs(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> JobList:
+    async def jobs(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> views.JobList:
         """One page of this key's jobs, newest first."""
-        return wire.read(JobList, await self._send(wire.listing(limit, after, status)))
+        return wire.read(views.JobList, await self._send(wire.listing(limit, after, status)))
 
-    async def cancel(self, job_id: str) -> JobView:
+    async def cancel(self, job_id: str) -> views.JobView:
         """Cancels a job; a running one stops within two steps."""
-        return wire.read(JobView, await self._send(Call("POST", wire.job_path(job_id, "/cancel"))))
+        return wire.read(views.JobView, await self._send(Call("POST", wire.job_path(job_id, "/cancel"))))
 
     async def wait(
         self, job_id: str, *, timeout: float | None = None, on_event: Callable[[Event], None] | None = None
-    ) -> JobView:
+    ) -> views.JobView:
         """Waits until a job is over, however it ends.
 
         Raises:
@@ -245,13 +236,21 @@ class AsyncClient:
             failures += 1
             await asyncio.sleep(delay)
 
-    async def models(self) -> tuple[ModelView, ...]:
+    async def models(self) -> tuple[views.ModelView, ...]:
         """The models that the service knows."""
-        return wire.read(ModelList, await self._send(Call("GET", "/v1/models"))).data
+        return wire.read(views.ModelList, await self._send(Call("GET", "/v1/models"))).data
 
-    async def profiles(self) -> tuple[ProfileView, ...]:
+    async def profiles(self) -> tuple[views.ProfileView, ...]:
         """The quantization profiles of all models."""
-        return wire.read(ProfileList, await self._send(Call("GET", "/v1/profiles"))).data
+        return wire.read(views.ProfileList, await self._send(Call("GET", "/v1/profiles"))).data
+
+    async def guard(self) -> views.GuardView:
+        """What comparisons on users' jobs say of each profile."""
+        return wire.read(views.GuardView, await self._send(Call("GET", "/v1/quality/guard")))
+
+    async def lift(self, model: str, profile: str) -> views.GuardCardView:
+        """Takes the guard's verdict on a profile back."""
+        return wire.read(views.GuardCardView, await self._send(wire.lifting(model, profile)))
 
     async def capabilities(self) -> dict[str, Any]:
         """What the service takes: limits, formats, defaults."""

@@ -13,6 +13,7 @@ from halftone import render
 from halftone.commands import offline, structure
 from halftone.commands.compare import compare
 from halftone.commands.generate import generate
+from halftone.commands.guard import guard
 from halftone.commands.jobs import jobs
 from halftone.commands.profiles import profiles
 from halftone.commands.tune import tune
@@ -79,6 +80,7 @@ def models(url: Url = None, api_key: ApiKey = None, local: Local = False, json: 
 
 app.command()(profiles)
 app.add_typer(jobs, name="jobs")
+app.add_typer(guard, name="guard")
 app.command()(offline.quantize)
 app.command()(offline.evaluate)
 app.command()(tune)

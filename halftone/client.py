@@ -19,6 +19,8 @@ import httpx
 from halftone import wire
 from halftone.images import Images, Picture, Video, finished, video_file
 from halftone.views import (
+    GuardCardView,
+    GuardView,
     JobList,
     JobView,
     ModelList,
@@ -245,6 +247,14 @@ class Client:
     def profiles(self) -> tuple[ProfileView, ...]:
         """The quantization profiles of all models."""
         return wire.read(ProfileList, self._send(Call("GET", "/v1/profiles"))).data
+
+    def guard(self) -> GuardView:
+        """What comparisons on users' jobs say of each profile."""
+        return wire.read(GuardView, self._send(Call("GET", "/v1/quality/guard")))
+
+    def lift(self, model: str, profile: str) -> GuardCardView:
+        """Takes the guard's verdict on a profile back."""
+        return wire.read(GuardCardView, self._send(wire.lifting(model, profile)))
 
     def capabilities(self) -> dict[str, Any]:
         """What the service takes: limits, formats, defaults."""

@@ -5,6 +5,7 @@ The same code makes the picture, so its bytes equal those of a job that ran alon
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def decide(prompt: str, asked: dict[str, Any], catalog: Catalog, settings: Gatew
         parameters = kind.model_validate({"prompt": prompt, **asked})
     except ValidationError as fault:
         raise from_validation(fault.errors(), tuple(kind.model_fields)) from fault
-    return Admission(settings, catalog, no_workers, no_floor).resolve(parameters)
+    return asyncio.run(Admission(settings, catalog, no_workers, no_floor).decide(parameters))
 
 
 def generate_here(prompt: str, asked: dict[str, Any], on_step: Step) -> Images | Video:
@@ -139,7 +140,7 @@ class OneShotLoader:
             raise UnknownModel(f"model {model} has no folder on this machine", param="model")
         return load_components(folder, device=device_name())
 
-    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
         """A profile's denoiser; it grows as it likes, as nothing else is in memory."""
         from workers.hub import Served
         from workers.residents import REFERENCE

@@ -166,3 +166,50 @@ class ProfileList(BaseModel):
     model_config = _ANSWER
 
     data: tuple[ProfileView, ...]
+
+
+class GuardInterval(BaseModel):
+    """An estimate with its 95% confidence bounds."""
+
+    model_config = _ANSWER
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class GuardBuild(BaseModel):
+    """What a profile's build measured."""
+
+    model_config = _ANSWER
+
+    psnr_db: float | None = None
+    pictures: int = 0
+
+
+class GuardCardView(BaseModel):
+    """What the quality guard knows of one profile."""
+
+    model_config = _ANSWER
+
+    model: str
+    profile: str
+    verdict: str
+    reason: str
+    current: bool = True
+    comparisons: int = 0
+    psnr_db: GuardInterval = GuardInterval()
+    latent_error: GuardInterval = GuardInterval()
+    evidence: dict[str, float] = {}
+    build: GuardBuild | None = None
+    lifts: int = 0
+
+
+class GuardView(BaseModel):
+    """The quality guard: every profile that was compared."""
+
+    model_config = _ANSWER
+
+    action: str
+    failed_at: float
+    data: tuple[GuardCardView, ...] = ()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -192,6 +193,11 @@ def report_path(report_id: str) -> str:
     if not JOB_ID.fullmatch(report_id):
         raise InvalidRequest(f"a report's id is 32 hexadecimal digits; got {report_id!r}", param="report_id")
     return f"/v1/quality/reports/{report_id}"
+
+
+def lifting(model: str, profile: str) -> Call:
+    """The call that takes a verdict of the quality guard back."""
+    return Call("POST", f"/v1/quality/guard/{quote(model, safe='')}/{quote(profile, safe='')}/lift")
 
 
 def read(kind: type[T], response: httpx.Response) -> T:

@@ -40,6 +40,18 @@ class UnknownProfile(InvalidRequest):
     code = "unknown_profile"
 
 
+class PromiseUnmet(InvalidRequest):
+    """No profile keeps what was asked of `auto`; the message names the nearest."""
+
+    code = "promise_unmet"
+
+
+class ProfileFailed(InvalidRequest):
+    """The quality guard judged the profile failed, and the operator has such profiles refused."""
+
+    code = "profile_failed"
+
+
 class NotFound(HalftoneError):
     """No such job or file, or it belongs to another key."""
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from jobs.promise import Bytes, Choice, Deadline, Quality
+
 MAX_SEED = 2**32 - 1
 MAX_PROMPT_BYTES = 8000
 
@@ -66,7 +68,14 @@ class Parameters(BaseModel):
 
     prompt: Prompt
     model: ModelId | None = Field(None, description="Model id from /v1/models; the service's default when left out.")
-    profile: ProfileName | None = Field(None, description="Quantization profile; `float` when left out.")
+    profile: ProfileName | None = Field(
+        None,
+        description="Quantization profile; `auto` has one chosen that keeps `quality`, `deadline_seconds` and "
+        "`max_memory_bytes`. When left out: `auto` if one of these is given, else `float`.",
+    )
+    quality: Quality | None = Field(None, description="How near to float; with profile auto.")
+    deadline_seconds: Deadline | None = Field(None, description="Device seconds it may be expected to take; with auto.")
+    max_memory_bytes: Bytes | None = Field(None, description="Of the denoiser's weights as stored; with auto.")
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None
@@ -83,7 +92,14 @@ class Notice(BaseModel):
     model_config = STRICT
 
     code: Literal[
-        "unknown_words", "prompt_truncated", "untrained_size", "guidance_plan_unused", "guidance_plan_negative_prompt"
+        "unknown_words",
+        "prompt_truncated",
+        "untrained_size",
+        "guidance_plan_unused",
+        "guidance_plan_negative_prompt",
+        "profile_chosen",
+        "profile_replaced",
+        "profile_failed",
     ]
     message: str
 
@@ -99,6 +115,7 @@ class JobRequest(BaseModel):
     profile: ProfileName
     priority: Priority = Priority.NORMAL
     notices: tuple[Notice, ...] = ()
+    choice: Choice | None = Field(None, description="Why this profile, where it was chosen by promise.")
 
     @property
     def lane(self) -> str:

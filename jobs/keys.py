@@ -17,6 +17,8 @@
 | `{ns}:finished`            | stream | ids of jobs that succeeded, to learn costs from  | about the last 1024       |
 | `{ns}:worker:{name}`       | string | a worker's heartbeat                             | one lease                 |
 | `{ns}:workers`             | zset   | names of workers                                 | members: when found dead  |
+| `{ns}:guard`               | hash   | the quality guard's records by model/profile     | never                     |
+| `{ns}:guard:events`        | stream | changes of the guard's verdicts                  | about the last 1000       |
 | `{ns}:probe`               | string | the last write probe                             | 60 s                      |
 """
 
@@ -107,6 +109,16 @@ class Keys:
         return f"{self.namespace}:finished"
 
     @property
+    def guard(self) -> str:
+        """Hash of the quality guard's records."""
+        return f"{self.namespace}:guard"
+
+    @property
+    def guard_events(self) -> str:
+        """Stream of changes of the guard's verdicts."""
+        return f"{self.namespace}:guard:events"
+
+    @property
     def probe(self) -> str:
         """What is written to learn whether Redis takes writes."""
         return f"{self.namespace}:probe"
@@ -125,6 +137,8 @@ class Keys:
             "queued": self.queued,
             "changed": self.changed,
             "finished": self.finished,
+            "guard": self.guard,
+            "guard_events": self.guard_events,
         }
         pairs = [f"{name}={value!r}" for name, value in single.items()]
         for name, by_lane in (("bell", self.bell), ("dead", self.dead), ("pace", self.pace)):

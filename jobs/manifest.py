@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,4 +67,5 @@ class Manifest(BaseModel):
             guidance=None if self.guidance is None else GuidanceCard.of_plan(self.guidance),
             precision=self.precision,
             artifact=folder,
+            build=hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()[:16],
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.request import Fps, Frames, Guidance, Kind, ModelId, ProfileName, Side, Steps
+from jobs.spread import Spread
 
 BackendName = Literal["torch", "reference", "openvino", "null"]
 """What executes a denoiser; `torch` is the float model itself, `null` the benches' pipeline without a model."""
@@ -52,6 +53,7 @@ class Fidelity(BaseModel):
     float_flicker: float | None = Field(None, description="Float's own mean change there.")
     seconds: float | None = Field(None, description="For one picture in a batch, on the machine that measured.")
     float_seconds: float | None = Field(None, description="The same by float, in the same run.")
+    spread: Spread | None = Field(None, exclude=True, description="Picture by picture; None in older manifests.")
 
 
 class GuidanceCard(BaseModel):
@@ -141,6 +143,7 @@ class ProfileCard(BaseModel):
     )
     precision: PrecisionCard | None = Field(None, description="Its precise steps; null where all run by one copy.")
     artifact: Path | None = Field(None, exclude=True)
+    build: str = Field("", exclude=True, description="Names the build: a digest of its files.")
 
 
 class Defaults(BaseModel):

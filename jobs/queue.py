@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.claims import Claims
 from jobs.errors import IdempotencyConflict, InvalidRequest, JobFinished, NotFound, QueueFull
+from jobs.guard import GuardLog
 from jobs.job import JOB_ID, Job, JobState, new_job_id
 from jobs.keys import LANES
 from jobs.records import (
@@ -226,6 +227,11 @@ class JobQueue(Claims):
         entries = [entry for lane in await self._link.pipeline(*looks) for entry in lane]
         entries.sort(key=lambda entry: tuple(map(int, entry[0].split("-"))), reverse=True)
         return [DeadLetter.model_validate({"id": key} | _parsed(fields)) for key, fields in entries[:limit]]
+
+    @property
+    def guard(self) -> GuardLog:
+        """The quality guard's records beside this queue."""
+        return GuardLog(self._link.redis, self._settings)
 
     async def probe(self) -> None:
         """Write something small: raises `Unavailable` when Redis is away or refuses writes (a ping would not tell)."""

@@ -44,13 +44,18 @@ def _conditional_row(call: quant.Call) -> int:
 
 
 def temporal_features(
-    components: Components, cards: Sequence[ProfileCard], subject: Subject, defaults: Defaults
+    components: Components,
+    cards: Sequence[ProfileCard],
+    subject: Subject,
+    defaults: Defaults,
+    denoiser: nn.Module | None = None,
 ) -> Mapping[str, Features]:
     """Every profile's temporal features by module, each [steps, width] float32; empty where the model has none.
 
     Features are what E0 and E1 frontier layers put out: they depend on the step alone once the request is given.
+    `denoiser` is the float one, loaded where it is left out.
     """
-    denoiser = load_denoiser(components)
+    denoiser = denoiser or load_denoiser(components)
     calls = steps_of(components, denoiser, subject, defaults)
     leaves = [leaf for leaf in quant.examine(denoiser, calls[0]).leaves if leaf.frontier]
     names = [leaf.name for leaf in leaves]

@@ -73,6 +73,7 @@ class Session:
         self._seams = seams
         self._clock = Clock()
         self._until_first_call = ExitStack()
+        self.latents: Tensor | None = None  # what the scheduler's last step so far gave
         self._guided = None if plan is None else GuidedCalls(self._denoise, self._clock, plan, order.guidance)
         proxy = DenoiserProxy(
             components.skeleton,
@@ -128,6 +129,7 @@ class Session:
 
     def _stepped(self, result: Any) -> None:
         clock = self._clock
+        self.latents = result[0]
         if clock.step == clock.total and autoencoder(self.pipeline) is None:
             _finite(result[0], "picture")  # before it is cut to 0..1; with an autoencoder its door is guarded
         self._seams.stepped(clock.step, clock.total, lambda: self._preview(_predicted(result)))

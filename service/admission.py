@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import overload
 
 from jobs.catalog import Catalog
 from jobs.errors import InvalidRequest, NoWorker
+from jobs.guard_record import GuardRecord
 from jobs.profile import FLOAT, ModelCard, ProfileCard
 from jobs.records import WorkerInfo
 from jobs.request import (
     AnyParameters,
     AnyRequest,
+    GenerationRequest,
+    ImageParameters,
+    ImageRequest,
     JobRequest,
     Kind,
+    Parameters,
 )
+from service.choice import Records, choose, guarded, notice_of, promises
 from service.costs import CostBook
 from service.resolve import Resolver
 from service.settings import Settings
@@ -39,8 +46,12 @@ class Admission:
         catalog: Catalog,
         workers: Callable[[], Awaitable[Sequence[WorkerInfo]]],
         check_floor: Callable[[], None],
+        guard: Callable[[], Awaitable[Sequence[GuardRecord]]] | None = None,
     ) -> None:
         self._settings = settings
+        self._catalog = catalog
+        self._guard = guard
+        self._seen_records: tuple[float, Records] | None = None
         defaults: dict[Kind, str] = {"image": settings.default_model, "video": settings.default_video_model}
         self.resolve = Resolver(catalog, defaults, settings.max_video_pixels)
         self._workers = workers
@@ -55,11 +66,59 @@ class Admission:
         Raises UnknownModel, UnknownProfile or InvalidRequest (never heals), NoWorker or DiskFull (may heal).
         Whether the queue has room is decided by the queue itself, in the same script that enqueues.
         """
-        request = self.resolve(parameters)
+        request = await self.decide(parameters)
         self._check_cost(request)
         await self._look_at_disk()
         await self._check_worker(request)
         return request
+
+    @overload
+    async def decide(self, parameters: ImageParameters) -> ImageRequest: ...
+    @overload
+    async def decide(self, parameters: AnyParameters) -> AnyRequest: ...
+
+    async def decide(self, parameters: AnyParameters) -> AnyRequest:
+        """By the model's card, what was promised, and the guard's verdicts; looks at no disk and needs no worker.
+
+        Raises PromiseUnmet, ProfileFailed, and what the card refuses.
+        """
+        if not isinstance(parameters, Parameters):
+            return self.resolve(parameters)  # a comparison names all its profiles, failed ones too
+        promised = promises(parameters)
+        request = self.resolve(parameters.model_copy(update={"profile": FLOAT}) if promised else parameters)
+        if not isinstance(request, GenerationRequest):
+            raise TypeError(f"a request of kind {request.kind} chooses no profile")
+        records, model = await self.guard_records(), self._catalog.card(request.model)
+        if not promised:
+            card, notice = guarded(
+                self._catalog.profile(model.id, request.profile), model, records, self._settings.guard_action
+            )
+            notices = request.notices if notice is None else (*request.notices, notice)
+            return request.model_copy(update={"profile": card.name, "notices": notices})
+        served = await self._served(model)
+        confidence = self._settings.promise_confidence
+        choice = choose(parameters, request, served, records, self.costs.estimate, confidence)
+        notices = (*request.notices, notice_of(choice))
+        return request.model_copy(update={"profile": choice.profile, "notices": notices, "choice": choice})
+
+    async def _served(self, model: ModelCard) -> ModelCard:
+        """The model with those of its profiles that live workers serve; with all where none serves any."""
+        workers = await self.live_workers()
+        profiles = [card for card in model.profiles if any(worker.serves(model.id, card.name) for worker in workers)]
+        return model.model_copy(update={"profiles": tuple(profiles)}) if profiles else model
+
+    async def guard_records(self) -> Records:
+        """What the guard knows, as seen within the last second."""
+        now = time.monotonic()
+        if self._guard is None:
+            return {}
+        if self._seen_records is None or now - self._seen_records[0] > _LOOK_SECONDS:
+            self._seen_records = (now, {record.key: record for record in await self._guard()})
+        return self._seen_records[1]
+
+    def forget_records(self) -> None:
+        """Something of the guard was changed here: look again at the next request."""
+        self._seen_records = None
 
     def _check_cost(self, request: JobRequest) -> None:
         bound = self._settings.max_video_seconds if request.kind == "video" else self._settings.max_job_seconds

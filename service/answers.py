@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from jobs.job import Costs, Failure, Job, JobState, ResultFile, Used
 from jobs.profile import Limits, ModelCard, ProfileCard
+from jobs.promise import Choice
 from jobs.quality import Summary
 from jobs.request import AnyRequest, Notice
 
@@ -112,6 +113,7 @@ class Extras(BaseModel):
     used: Used
     costs: Costs
     notices: list[Notice]
+    choice: Choice | None = Field(None, description="The profile that auto chose, and the evidence.")
 
 
 class ImagesAnswer(BaseModel):

@@ -20,7 +20,7 @@ from service.context import Gateway
 from service.edge import Edge
 from service.forecast import Forecast
 from service.metrics import Metrics
-from service.routes import files, images, jobs, quality, system, videos
+from service.routes import files, guard, images, jobs, quality, system, videos
 from service.settings import Settings
 
 log = logging.getLogger("halftone.service")
@@ -48,7 +48,7 @@ def open_gateway(settings: Settings) -> Gateway:
     if settings.default_model not in catalog.models:
         log.warning("the default model %r is not there; known: %s", settings.default_model, sorted(catalog.models))
     loop = asyncio.get_running_loop()
-    admission = Admission(settings, catalog, queue.workers, store.check_floor)
+    admission = Admission(settings, catalog, queue.workers, store.check_floor, queue.guard.records)
     return Gateway(
         settings=settings,
         redis=redis,
@@ -71,7 +71,7 @@ def create_api(gateway: Gateway | None = None) -> FastAPI:
         title="Halftone", version=_version(), description=_DESCRIPTION, redoc_url=None, redirect_slashes=False
     )
     api.state.gateway = gateway
-    for group in (images, videos, jobs, quality, system, files):
+    for group in (images, videos, jobs, guard, quality, system, files):
         api.include_router(group.router)
     errors.install(api)
     documents.describe(api)

@@ -107,7 +107,7 @@ async def _admit(gateway: Gateway, owner: str, parameters: AnyParameters, job_id
         # a repeat of an accepted job asks for nothing new, so it is answered even when new ones could not be
         if job_id is None or not await exists(gateway, owner, job_id):
             raise fault
-        return gateway.admission.resolve(parameters)
+        return await gateway.admission.decide(parameters)
 
 
 async def _check_wait(gateway: Gateway, request: AnyRequest) -> None:

@@ -20,9 +20,19 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from jobs.errors import DiskFull, HalftoneError, InvalidRequest, NoWorker, QueueFull, Unavailable
+from jobs.errors import (
+    DiskFull,
+    HalftoneError,
+    InvalidRequest,
+    NoWorker,
+    ProfileFailed,
+    PromiseUnmet,
+    QueueFull,
+    Unavailable,
+)
 from jobs.records import QueueStats, WorkerInfo
 from jobs.request import AnyRequest
+from service.guard_metrics import GuardCollector
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _REASONS: tuple[tuple[type[HalftoneError], str], ...] = (
@@ -30,6 +40,8 @@ _REASONS: tuple[tuple[type[HalftoneError], str], ...] = (
     (NoWorker, "no_worker"),
     (DiskFull, "disk_full"),
     (Unavailable, "unavailable"),
+    (PromiseUnmet, "promise_unmet"),
+    (ProfileFailed, "profile_failed"),
     (InvalidRequest, "invalid"),
 )
 
@@ -41,6 +53,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue = QueueCollector()
         self.registry.register(self.queue)
+        self.guard = GuardCollector()
+        self.registry.register(self.guard)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry, platform=platform)
         self.requests = Counter(
@@ -64,6 +78,12 @@ class Metrics:
         self.repeated = Counter(
             "halftone_jobs_repeated", "Submits answered with the job of an earlier one.", registry=self.registry
         )
+        self.chosen = Counter(
+            "halftone_quality_choices",
+            "Requests served by another profile than named: chosen by promise, or for one that failed the guard.",
+            ["model", "profile", "reason"],
+            registry=self.registry,
+        )
         self.rejected = Counter("halftone_jobs_rejected", "Submits refused.", ["reason"], registry=self.registry)
         self.waited = Histogram(
             "halftone_job_wait_seconds",
@@ -76,6 +96,9 @@ class Metrics:
     def accepted(self, request: AnyRequest) -> None:
         """Count a job that was put into the queue."""
         self.submitted.labels(request.kind, request.model, request.profile, request.priority.value).inc()
+        for notice in request.notices:
+            if notice.code in ("profile_chosen", "profile_replaced"):
+                self.chosen.labels(request.model, request.profile, notice.code.removeprefix("profile_")).inc()
 
     def refused(self, fault: HalftoneError) -> None:
         """Count a submit that was not accepted, by reason."""

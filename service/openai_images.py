@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from jobs.errors import InvalidRequest
+from jobs.promise import Bytes, Deadline, Quality
 from jobs.request import (
     STRICT,
     Count,
@@ -52,7 +53,7 @@ def _only(*allowed: str, instead: str) -> BeforeValidator:
     """Accepts the values of a field of OpenAI's that ask for nothing we lack, and says what to use for the others."""
 
     def check(value: Any) -> Any:
-        if value is not None and value not in allowed:
+        if value is not None and not isinstance(value, dict | BaseModel) and value not in allowed:
             raise ValueError(f"must be one of {', '.join(map(repr, allowed))} here; {instead}")
         return value
 
@@ -60,7 +61,7 @@ def _only(*allowed: str, instead: str) -> BeforeValidator:
 
 
 Size = Annotated[str, Field(max_length=16), AfterValidator(_check_size)]
-_QUALITY = _only("auto", "standard", instead="choose quality by `profile` and `num_inference_steps`")
+_QUALITY = _only("auto", "standard", instead='or an object {"min_psnr_db": 40}; choose quality by it or by `profile`')
 _BACKGROUND = _only("auto", "opaque", instead="pictures have no transparent parts")
 _MODERATION = _only("auto", "low", instead="there is no content filter")
 
@@ -109,10 +110,16 @@ class ImagesBody(BaseModel):
     )
     user: Annotated[str, Field(max_length=256)] | None = Field(None, description="Accepted and not used.")
     safety_identifier: Annotated[str, Field(max_length=256)] | None = Field(None, description="Accepted and not used.")
-    quality: Annotated[Literal["auto", "standard"] | None, _QUALITY] = None
+    quality: Annotated[Literal["auto", "standard"] | Quality | None, _QUALITY] = Field(
+        None, description="'auto' and 'standard' ask for nothing; an object asks how near to float, with profile auto."
+    )
     background: Annotated[Literal["auto", "opaque"] | None, _BACKGROUND] = None
     moderation: Annotated[Literal["auto", "low"] | None, _MODERATION] = None
-    profile: ProfileName | None = Field(None, description="Quantization profile from /v1/profiles; default `float`.")
+    profile: ProfileName | None = Field(
+        None, description="Quantization profile from /v1/profiles, or `auto` with a promise; default `float`."
+    )
+    deadline_seconds: Deadline | None = Field(None, description="Device seconds it may be expected to take; with auto.")
+    max_memory_bytes: Bytes | None = Field(None, description="Of the denoiser's weights as stored; with auto.")
     negative_prompt: Text | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
@@ -136,10 +143,12 @@ class ImagesBody(BaseModel):
         own = self.model_dump(
             include={
                 "prompt", "model", "profile", "negative_prompt", "num_inference_steps", "guidance_scale",
-                "seed", "n", "output_format", "output_compression", "priority",
+                "seed", "n", "output_format", "output_compression", "priority", "deadline_seconds", "max_memory_bytes",
             },
             exclude_none=True,
         )  # fmt: skip
+        if isinstance(self.quality, Quality):
+            own["quality"] = self.quality
         if self.size not in (None, "auto"):
             own["width"], own["height"] = map(int, str(self.size).split("x"))
         try:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from jobs.errors import InvalidRequest
 from jobs.job import Costs, Job, JobState, Used
+from jobs.promise import Bytes, Choice, Deadline, Quality
 from jobs.request import (
     STRICT,
     Compression,
@@ -99,6 +100,9 @@ class VideosBody(BaseModel):
     input_reference: Annotated[None, BeforeValidator(_refuse)] = Field(None, description="Not taken: text to video.")
     user: Annotated[str, Field(max_length=256)] | None = Field(None, description="Accepted and not used.")
     profile: ProfileName | None = Field(None, description="Quantization profile from /v1/profiles; default `float`.")
+    quality: Quality | None = Field(None, description="How near to float; with profile auto.")
+    deadline_seconds: Deadline | None = Field(None, description="Device seconds it may be expected to take; with auto.")
+    max_memory_bytes: Bytes | None = Field(None, description="Of the denoiser's weights as stored; with auto.")
     negative_prompt: Text | None = None
     width: Side | None = None
     height: Side | None = None
@@ -156,6 +160,7 @@ class VideoExtras(BaseModel):
     used: Used | None
     costs: Costs | None
     notices: list[Notice]
+    choice: Choice | None = Field(None, description="The profile that auto chose, and the evidence.")
 
 
 class VideoAnswer(BaseModel):
@@ -226,7 +231,7 @@ def video_answer(
     job: Job, request: VideoRequest, base: str, position: int | None = None, eta: float | None = None
 ) -> VideoAnswer:
     """A job that makes a video as users of OpenAI's API see it; `base` is the gateway's own address."""
-    own = request.model_dump(exclude={"version", "kind", "notices"})
+    own = request.model_dump(exclude={"version", "kind", "notices", "choice"})
     notices = job.result.notices if job.result else request.notices
     return VideoAnswer(
         id=job.id,
@@ -246,6 +251,7 @@ def video_answer(
             used=job.result.used if job.result else None,
             costs=job.result.costs if job.result else None,
             notices=list(notices),
+            choice=request.choice,
         ),
         **own,
     )

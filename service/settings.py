@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -12,6 +12,10 @@ from pydantic_settings import NoDecode
 from jobs.settings import Settings as SharedSettings
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+GuardAction = Literal["report", "refuse", "replace"]
+"""Served with a notice; refused with 422; or served by the next safer profile, with a notice."""
 
 
 class Settings(SharedSettings):
@@ -35,6 +39,12 @@ class Settings(SharedSettings):
     max_job_seconds: float = Field(600, gt=0, description="Estimated device seconds over which a job is refused.")
     max_video_seconds: float = Field(1800, gt=0, description="The same for a video.")
     max_video_pixels: int = Field(111_513_600, ge=64, description="Pixels over all frames of a video.")
+    guard_action: GuardAction = Field(
+        "report", description="What a request gets that names a profile which failed the quality guard."
+    )
+    promise_confidence: float = Field(
+        0.95, ge=0.5, le=0.99, description="Share of pictures that keep what auto promises, with that confidence."
+    )
     max_open_requests: int = Field(512, ge=1, description="Requests open at once; more are answered 503.")
     event_streams_per_key: int = Field(64, ge=1, description="Event streams open at once per API key.")
     stream_seconds: float = Field(1800, gt=0, description="Longest life of an event stream.")

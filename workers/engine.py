@@ -13,11 +13,13 @@ import torch
 from jobs.catalog import Catalog
 from pipelines.load import quiet
 from workers.generate import Tools
+from workers.guard import Guard
 from workers.hub import Batch, Hub
 from workers.judges import Judges
 from workers.loading import ModelLoader
 from workers.memory import PeakMeter
 from workers.messages import BatchRan, Evicted, FromChild, Loaded, Resized
+from workers.presence import Presence
 from workers.residents import Departure, Event, Growth, Residents
 from workers.settings import WorkerSettings
 from workers.turns import Turns
@@ -39,9 +41,12 @@ def open_engine(catalog: Catalog, settings: WorkerSettings, send: Callable[[From
     loader = ModelLoader(catalog, settings, hub, turns, device_name())
     residents = Residents(loader, settings.memory_budget_bytes, lambda event: send(_moved(event)))
     judges = Judges(settings.lpips_dir, settings.clip_dir)
+    users = Presence()
+    guard = Guard(settings, catalog, residents, hub, turns, users, send)
     hub.start()
+    guard.start()
     log.info("engine on %s, %d threads, in %.2f s", device_name(), torch.get_num_threads(), time.monotonic() - started)
-    return Tools(residents=residents, hub=hub, turns=turns, peaks=PeakMeter(), judges=judges)
+    return Tools(residents=residents, hub=hub, turns=turns, peaks=PeakMeter(), judges=judges, users=users, guard=guard)
 
 
 def device_name() -> str:

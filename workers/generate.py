@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.job import JobResult, Used
 from jobs.request import GenerationRequest, ImageRequest, Notice, VideoRequest
@@ -14,12 +14,16 @@ from quant.guidance.plan import GuidancePlan
 from workers.hub import Hub
 from workers.judges import Judges
 from workers.memory import PeakMeter
+from workers.presence import Presence
 from workers.products import products_of
 from workers.residents import Lease, Residents
 from workers.seams import JobSeams, Reporter, Stages
 from workers.storing import store
 from workers.task import Assignment, Drawn, Task
 from workers.turns import Turns
+
+if TYPE_CHECKING:
+    from workers.guard import Guard
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Tools:
     turns: Turns
     peaks: PeakMeter
     judges: Judges = field(default_factory=Judges)
+    users: Presence = field(default_factory=Presence)
+    guard: Guard | None = None
 
 
 def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobResult:
@@ -43,11 +49,16 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
     request = run.request
     if not isinstance(request, ImageRequest | VideoRequest):
         raise UnsupportedModel(f"this worker makes pictures and videos; the job is of kind {request.kind!r}")
-    with tools.peaks.watch() as peak, tools.residents.lease(request.model, request.profile, task) as lease:
+    with (
+        tools.users.somebody(),
+        tools.peaks.watch() as peak,
+        tools.residents.lease(request.model, request.profile, task) as lease,
+    ):
         stages = Stages(lease, report)
         seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
         plan = lease.served.denoiser.guidance
-        session = Session(lease.components, order_of(request), seams, plan)
+        order = order_of(request)
+        session = Session(lease.components, order, seams, plan)
         made = session.draw()
         notices = (
             *request.notices,
@@ -57,6 +68,8 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
         used = used_by(request, lease, session.plan_unused)
         files = store(task, run, products_of(request, made, used, seams.alive), stages)
         costs = stages.costs(run.queue_seconds, task.denoiser_calls, tools.peaks.read(peak))
+    if tools.guard is not None:
+        tools.guard.offer(task.job_id, request, order, made, session.latents)
     return JobResult(files=files, used=used, costs=costs, notices=notices)
 
 

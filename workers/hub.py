@@ -175,6 +175,8 @@ class Hub:
                 < self._limits.of(lead.key).rows
             ):
                 times += [one.until - now for one in coming if one.key == lead.key]
+            if lead.task.background:  # whoever comes goes first
+                times += [one.until - now for one in coming]
             if max(times) <= 0:
                 return
             self._changed.wait(max(times))
@@ -186,7 +188,8 @@ class Hub:
         lead, *others = self._order.sorted(self._waiting, time.monotonic())
         batch, rows, limit = [lead], lead.call.rows, self._limits.of(lead.key).rows
         for ticket in others:
-            if ticket.key == lead.key and rows + ticket.call.rows <= limit:
+            together = ticket.key == lead.key and ticket.task.background == lead.task.background
+            if together and rows + ticket.call.rows <= limit:
                 batch.append(ticket)
                 rows += ticket.call.rows
         self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
@@ -204,13 +207,15 @@ class Hub:
             return
         seconds = time.monotonic() - started
         limit = self._limits.of(batch[0].key)
+        background = batch[0].task.background
         limit.seconds = seconds
-        if rows <= MAX_ROWS:
+        if rows <= MAX_ROWS and not background:
             limit.observe(rows, seconds)
         with self._changed:
             self._order.ran(batch[0], self._waiting, seconds)
         self._hand_back(batch, outputs, seconds)
-        self._tell(Batch(served, rows, len(batch), seconds, fallbacks=served.denoiser.fallbacks - before))
+        if not background:
+            self._tell(Batch(served, rows, len(batch), seconds, fallbacks=served.denoiser.fallbacks - before))
 
     def _isolate(self, batch: list[Ticket], error: Exception) -> None:
         """Runs the calls of a failed batch one by one; a call that fails alone has earned its error."""
@@ -227,7 +232,7 @@ class Hub:
         until = now + max(STRAGGLER_SECONDS, STRAGGLER_SHARE * seconds)
         with self._changed:
             for ticket in batch:
-                if not ticket.task.canceled:
+                if not ticket.task.canceled and not ticket.task.background:
                     self._between[ticket.task] = Between(ticket.task, now, ticket.key, until)
         for ticket, output in zip(batch, outputs, strict=True):
             ticket.output = output

@@ -58,8 +58,11 @@ class ModelLoader:
                 let_breathe(module, self._turns)
         return components
 
-    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
-        """A profile's denoiser, warmed up on the model's default size and with its batch limit measured."""
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
+        """A profile's denoiser, unless `quick` warmed up on the model's default size and with its batch limit measured.
+
+        A limit that was not measured is learned from the jobs' own calls.
+        """
         if profile.endswith(REFERENCE):
             from pipelines.featured import open_featured
 
@@ -68,6 +71,8 @@ class ModelLoader:
         started = time.monotonic()
         denoiser = self._open(self._catalog.profile(model, profile), components, grow)
         served = Served(model, profile, denoiser)
+        if quick:
+            return served
         read = time.monotonic()
         call, seconds = self._warm_up(self._catalog.card(model), components, served)
         rows = self._hub.measure(served, call, seconds)

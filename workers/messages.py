@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.guard_record import Comparison
 from jobs.job import Failure, JobResult
 from jobs.request import AnyRequest
 
@@ -167,6 +168,28 @@ class Evicted(Message):
     reason: str
 
 
+SkipReason = Literal["full", "memory", "preempted", "failed"]
+"""Why a sampled picture was not compared: no room to keep it, none to load float, a user needed that room, or the
+comparison broke."""
+
+
+class Compared(Message):
+    """The guard compared a picture with float's."""
+
+    type: Literal["compared"] = "compared"
+    comparison: Comparison
+
+
+class GuardSkipped(Message):
+    """A sampled picture was not compared; `seconds` of the device were spent on trying."""
+
+    type: Literal["guard_skipped"] = "guard_skipped"
+    model: str
+    profile: str
+    reason: SkipReason
+    seconds: float = 0.0
+
+
 class Memory(Message):
     """The child's memory in bytes, as the operating system and the device see it."""
 
@@ -184,4 +207,4 @@ class Alive(Message):
 
 ToChild = Run | Cancel | Stop
 OfJob = Started | Stepped | Working | Previewed | Finished | Failed | Canceled
-FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Resized | Evicted | Memory | Alive
+FromChild = Ready | OfJob | BatchRan | StageTook | Loaded | Resized | Evicted | Memory | Alive | Compared | GuardSkipped

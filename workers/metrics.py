@@ -12,8 +12,19 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from jobs.guard_record import LATENT_EDGES, PSNR_EDGES, Comparison, GuardRecord
 from jobs.job import JobResult
-from workers.messages import BatchRan, Evicted, FromChild, Loaded, Memory, Resized, StageTook
+from workers.messages import (
+    BatchRan,
+    Compared,
+    Evicted,
+    FromChild,
+    GuardSkipped,
+    Loaded,
+    Memory,
+    Resized,
+    StageTook,
+)
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,6 +52,7 @@ class Metrics:
         self._work()
         self._jobs()
         self._models()
+        self._guard()
         self._process()
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -92,6 +104,37 @@ class Metrics:
         self.weights = self._gauge("model_weights_bytes", "Denoiser weights in memory, all copies of them.", of_model)
         self.evictions = self._counter("model_evictions_total", "Profiles that left memory.", ("reason",))
 
+    def _guard(self) -> None:
+        of_profile = ("model", "profile")
+        self.comparisons = self._counter(
+            "quality_comparisons_total",
+            "Pictures compared with float's, by the verdict then.",
+            (*of_profile, "verdict"),
+        )
+        self.psnr = self._histogram("quality_psnr_db", "PSNR of replayed pictures to float's.", PSNR_EDGES, of_profile)
+        self.latent_error = self._histogram(
+            "quality_latent_relative_error", "Relative error of their final latents.", LATENT_EDGES, of_profile
+        )
+        self.call_error = self._histogram(
+            "quality_call_relative_error", "Relative error of single denoiser answers.", LATENT_EDGES, of_profile
+        )
+        self.replays = self._counter("guard_replays_total", "Finished jobs replayed in float.", of_profile)
+        self.replay_seconds = self._counter("guard_seconds_total", "Device seconds spent on replays.", of_profile)
+        self.skipped = self._counter("guard_skipped_total", "Sampled jobs not compared.", (*of_profile, "reason"))
+
+    def compared(self, record: GuardRecord) -> None:
+        """Account for a comparison that Redis took; `record` is what is known with it."""
+        self.comparisons.labels(record.model, record.profile, record.verdict.value).inc()
+
+    def _replayed(self, one: Comparison) -> None:
+        labels = (one.model, one.profile)
+        self.replays.labels(*labels).inc()
+        self.replay_seconds.labels(*labels).inc(one.seconds)
+        self.psnr.labels(*labels).observe(one.psnr_db)
+        self.latent_error.labels(*labels).observe(one.latent_error)
+        for error in one.call_errors:
+            self.call_error.labels(*labels).observe(error)
+
     def _process(self) -> None:
         self.memory = self._gauge("process_resident_memory_bytes", "Resident memory.", ("process",))
         self.memory.labels("supervisor").set_function(resident_bytes)
@@ -122,6 +165,11 @@ class Metrics:
             self.evictions.labels(message.reason).inc()
             self.loaded.labels(message.model, message.profile).set(0)
             self.weights.labels(message.model, message.profile).set(0)
+        elif isinstance(message, Compared):
+            self._replayed(message.comparison)
+        elif isinstance(message, GuardSkipped):
+            self.skipped.labels(message.model, message.profile, message.reason).inc()
+            self.replay_seconds.labels(message.model, message.profile).inc(message.seconds)
         elif isinstance(message, Memory):
             self.memory.labels("child").set(message.rss_bytes)
             self.peak.labels("child").set(message.peak_bytes)

@@ -39,6 +39,10 @@ class TooLarge(JobFailed):
     code = "out_of_memory"
 
 
+class NoRoom(Exception):
+    """Background work found no memory to spare, or another load under way: nothing is evicted for it."""
+
+
 class Loader(Protocol):
     """How things get into memory. Called on the leasing job's thread, one call at a time."""
 
@@ -48,8 +52,11 @@ class Loader(Protocol):
     def components(self, model: str) -> Components:
         """Loads what all profiles of a model share."""
 
-    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
-        """Loads a profile's denoiser and makes it ready to run. It asks `grow` before it takes more than estimated."""
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
+        """Loads a profile's denoiser and makes it ready to run; if `quick`, runs nothing on the way.
+
+        It asks `grow` before it takes more than estimated.
+        """
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,16 @@ class Residents:
             keys = sorted(self._entries, key=lambda key: self._entries[key].used)
             return [(model, profile) for model, profile in keys if profile is not None]
 
+    @property
+    def pressed(self) -> bool:
+        """Whether a user's job waits for what is in use to become idle."""
+        return self._pressed
+
+    def has_room(self, need: int) -> bool:
+        """Whether so many bytes more fit into the budget with nothing evicted."""
+        with self._changed:
+            return not self._pressed and self._total() + need <= self._budget
+
     @contextmanager
     def lease(self, model: str, profile: str, task: Task) -> Iterator[Lease]:
         """Holds a profile in memory, loading it first where it is not.
@@ -137,6 +154,7 @@ class Residents:
         Raises:
             TooLarge: it does not fit into the budget even with all else gone.
             JobCanceledSignal: the task was canceled while it waited.
+            NoRoom: the task is in the background and there is no room to spare.
         """
         started = time.monotonic()
         keys: list[_Key] = [(model, None), (model, profile)]
@@ -154,6 +172,10 @@ class Residents:
             self._unpin(keys)
 
     def _enter(self, task: Task) -> None:
+        if task.background:
+            if not self._door.acquire(blocking=False):
+                raise NoRoom("another profile is being loaded")
+            return
         while not self._door.acquire(timeout=LOOK_SECONDS):
             task.check()
 
@@ -184,7 +206,8 @@ class Residents:
         try:
             with self._room_for(own, task):
                 components: Components = self._entries[shared].thing
-                served = self._loader.denoiser(model, profile, components, partial(self._grow, own))
+                grow = partial(self._grow, own)
+                served = self._loader.denoiser(model, profile, components, grow, quick=task.background)
                 self._add(own, served)
         except BaseException:
             self._unpin([shared])
@@ -231,6 +254,8 @@ class Residents:
             while True:
                 task.check()
                 with self._changed:
+                    if task.background and self._total() + need > self._budget:
+                        raise NoRoom(f"{key[0]}/{key[1] or 'shared parts'} needs about {need} bytes more")
                     self._trim(self._budget - need)
                     if self._total() + need <= self._budget:
                         self._loading[key] = need

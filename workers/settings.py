@@ -25,6 +25,8 @@ class WorkerSettings(Settings):
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
     cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")
+    guard_share: float = Field(0, ge=0, le=1, description="Share of quantized profiles' jobs replayed in float, idle.")
+    guard_bytes: int = Field(256 * 2**20, ge=0, description="Pictures kept in memory until they are replayed.")
 
     lpips_dir: Path | None = Field(None, description="Folder with LPIPS's AlexNet weights, for comparisons.")
     clip_dir: Path | None = Field(None, description="Folder with a CLIP model, for comparisons' CLIP scores.")

@@ -25,12 +25,13 @@ from jobs.records import WorkerInfo
 from workers.child import DEVICE_COMMAND, Death
 from workers.hands import Hands
 from workers.keeper import ChildKeeper
-from workers.messages import FromChild, JobMessage, Ready
+from workers.messages import Compared, FromChild, JobMessage, Ready
 from workers.metrics import Metrics
 from workers.running import Phase
 from workers.settings import WorkerSettings
 from workers.settle import Settler
 from workers.sweep import Sweeper
+from workers.verdicts import Verdicts
 from workers.watchdog import judge
 
 VIDEO = "video"
@@ -70,6 +71,7 @@ class Supervisor:
         self._profiles: dict[str, tuple[str, ...]] = {}
         self._keeper = ChildKeeper(command, settings.last_words_seconds, metrics, self._heard, self._died)
         self._sweeper = Sweeper(queue, files, grace=settings.lease_seconds)
+        self._verdicts = Verdicts(queue.guard, metrics)
         settler = Settler(queue, files, self._sweeper, metrics, settings)
         self._hands = Hands(queue, settler, metrics, settings.results_dir, self._keeper.send, self._work.set)
 
@@ -84,6 +86,7 @@ class Supervisor:
             loops = [
                 group.create_task(self._listen_loop()),
                 group.create_task(self._watch_loop()),
+                group.create_task(self._verdicts.run()),
                 group.create_task(self._every(third, self._renew, sooner=self._renewal)),
                 group.create_task(self._every(third, self._beat, sooner=self._news)),
                 group.create_task(self._every(min(5.0, third), self._reap)),
@@ -130,6 +133,8 @@ class Supervisor:
         if isinstance(message, JobMessage):
             if self._hands.heard(message):
                 self._keeper.proved()
+        elif isinstance(message, Compared):
+            self._verdicts.heard(message.comparison)
         elif isinstance(message, Ready):
             self._profiles = message.profiles
             self._news.set()

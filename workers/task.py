@@ -13,6 +13,8 @@ Drawn = ImageRequest | VideoRequest
 """Requests for something that one pipeline draws at once."""
 
 RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+BACKGROUND_RANK = 3
+"""Below every user's, and no age changes that."""
 
 
 class JobCanceledSignal(BaseException):
@@ -22,10 +24,14 @@ class JobCanceledSignal(BaseException):
 class Task:
     """One run of one job on one thread."""
 
-    def __init__(self, job_id: str, token: str = "", priority: Priority = Priority.NORMAL) -> None:
+    def __init__(
+        self, job_id: str, token: str = "", priority: Priority = Priority.NORMAL, *, background: bool = False
+    ) -> None:
+        """`background`: no user's work; it makes way for every job, in the device's time and in memory."""
         self.job_id = job_id
         self.token = token
-        self.rank = RANK[priority]
+        self.background = background
+        self.rank = BACKGROUND_RANK if background else RANK[priority]
         self.denoiser_calls = 0
         self._canceled = threading.Event()
         self._wakers: list[Callable[[], None]] = []

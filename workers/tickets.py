@@ -57,7 +57,8 @@ class Ticket:
 
     def urgency(self, now: float) -> tuple[int, bool, float]:
         """Smaller goes first: rank less age, then a job's first call before others' next ones, then the older."""
-        rank = max(0, self.task.rank - int((now - self.born) / AGEING_SECONDS))
+        aged = 0 if self.task.background else int((now - self.born) / AGEING_SECONDS)
+        rank = max(0, self.task.rank - aged)
         return rank, self.task.denoiser_calls > 0, self.born
 
 

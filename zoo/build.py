@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import quant
 from jobs.profile import Defaults, ProfileCard
+from jobs.spread import Point, Spread
 from pipelines import calibrate
 from pipelines.beside import Remembered, timed
 from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
@@ -26,6 +27,7 @@ from pipelines.fidelity import OnPicture, ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.quantized import load_profile
+from pipelines.spreading import measure_point, measure_spread, temporal_errors
 from quant.metrics import Features
 from zoo.frechet import FEWEST
 from zoo.worlds import PICTURES, World, checker_of, world_of
@@ -34,6 +36,17 @@ ZOO = Path(__file__).parent
 CALIBRATION_PROMPTS = 64
 LEARNING_PROMPTS = 256
 TIMED_PROMPTS = 8
+SPREAD_PROMPTS = 128
+SPREAD_SEED = 1000
+"""Pictures that a guard later ranks traffic among."""
+
+POINT_PROMPTS = 64
+POINTS: tuple[dict[str, float], ...] = (
+    {"num_inference_steps": 10},
+    {"num_inference_steps": 50},
+)
+"""Other settings that PSNR is measured at, as they differ from the model's defaults."""
+
 ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a8-cfg", "float-cfg")
 RECIPES = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
@@ -75,7 +88,7 @@ def measure(
         denoisers,
         [one.prompt for one in world.asked(count)],
         defaults,
-        seed=1000,
+        seed=SPREAD_SEED,
         checker=checker_of(known),
         reference=world.reference() if world.reference and count >= FEWEST else None,
         features=features,
@@ -170,7 +183,41 @@ def summary_of(
     plain: dict[str, Denoiser] = {"float": model.truth.denoiser, card.name: profile}
     seconds = timed(components, plain, timed_prompts(world_of(defaults)), defaults)
     told = {"seconds": seconds[card.name], "float_seconds": seconds["float"]}
-    return found[card.name].summary() | told
+    spread = spread_of_profile(model, card, profile, min(count, SPREAD_PROMPTS), progress)
+    return found[card.name].summary() | told | {"spread": spread.model_dump(mode="json")}
+
+
+def spread_of_profile(
+    model: Model, card: ProfileCard, profile: Denoiser, count: int, progress: calibrate.Progress = calibrate.silent
+) -> Spread:
+    """Picture by picture: an artifact beside float, at the model's defaults and at `POINTS`."""
+    components, defaults = model.components, model_defaults(model.components.folder)
+    prompts = [one.prompt for one in world_of(defaults).asked(count)]
+    spread = measure_spread(components, model.truth, profile, prompts, defaults, seed=SPREAD_SEED, progress=progress)
+    few = prompts[: min(count, POINT_PROMPTS)]
+    points: list[Point] = []
+    for other in POINTS:
+        progress("points", len(points), len(POINTS))
+        chosen = Defaults.model_validate(defaults.model_dump() | other)
+        points.append(measure_point(components, model.truth, profile, few, chosen, seed=SPREAD_SEED))
+    errors = temporal_errors(components, card, prompts[0], defaults)
+    return spread.model_copy(update={"points": tuple(points), "temporal_error": errors})
+
+
+def remeasure(model: str, opened: Model, name: str, cache: Path, count: int) -> None:
+    """Measure an artifact's spread anew and write it beside the rest of its fidelity."""
+    out = ZOO / "artifacts" / model / name
+    card = card_of(out)
+    with Progress() as bar:
+        line = bar.add_task(f"{model}/{name}")
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(line, description=what, completed=done, total=total)
+
+        profile = load_profile(card, opened.components, Means(cache))
+        spread = spread_of_profile(opened, card, profile, min(count, SPREAD_PROMPTS), tell)
+    fidelity = quant.read_manifest(out).fidelity or {}
+    quant.set_fidelity(out, fidelity | {"spread": spread.model_dump(mode="json")})
 
 
 def timed_prompts(world: World = PICTURES) -> list[str]:
@@ -190,12 +237,13 @@ def main() -> None:
     options.add_argument("recipes", nargs="*", help="names of recipes; by default all that are shipped")
     options.add_argument("--model", choices=SHIPPED, help="by default all")
     options.add_argument("--count", type=int, default=256, help="prompts to measure on")
+    options.add_argument("--spread", action="store_true", help="only measure the artifacts' spread anew")
     options.add_argument("--cache", type=Path, default=Path("build/cache"))
     choice = options.parse_args()
     for model in [choice.model] if choice.model else SHIPPED:
         opened = open_model(model)
         for name in choice.recipes or SHIPPED[model]:
-            build(model, opened, name, choice.cache, choice.count)
+            (remeasure if choice.spread else build)(model, opened, name, choice.cache, choice.count)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ def generate(
         Path | None, typer.Option("--output", "-o", help="File to write; its suffix is the format.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model id [default: the service's].")] = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Quantization profile [default: float].")
-    ] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="A profile, or auto [default: float].")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="With auto: at least so many dB to float's picture.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="With auto: about so many seconds at most.")] = None,
+    max_memory: Annotated[int | None, typer.Option(help="With auto: weights of so many bytes at most.")] = None,
     negative: Annotated[str | None, typer.Option(help="What not to show.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT [default: the model's].")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the model's].")] = None,
@@ -58,6 +59,9 @@ def generate(
         "seconds": seconds,
         "model": model,
         "profile": profile,
+        "quality": None if min_psnr is None else {"min_psnr_db": min_psnr},
+        "deadline_seconds": deadline,
+        "max_memory_bytes": max_memory,
         "negative_prompt": negative,
         "num_inference_steps": steps,
         "guidance_scale": guidance,

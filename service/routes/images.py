@@ -94,7 +94,9 @@ def _answer(job: Job, result: JobResult, pictures: list[answers.Picture]) -> ans
 
 
 def _extras(job: Job, result: JobResult) -> answers.Extras:
-    return answers.Extras(job_id=job.id, used=result.used, costs=result.costs, notices=list(result.notices))
+    return answers.Extras(
+        job_id=job.id, used=result.used, costs=result.costs, notices=list(result.notices), choice=job.request.choice
+    )
 
 
 def _asked(job: Job) -> ImageRequest:

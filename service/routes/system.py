@@ -177,6 +177,8 @@ async def metrics(request: Request) -> Response:
         async with asyncio.timeout(PROBE_SECONDS):
             stats, workers = await asyncio.gather(gateway.queue.stats(), gateway.queue.workers())
         gateway.metrics.queue.show(stats, workers)
+        gateway.metrics.guard.show(await gateway.queue.guard.records())
     except (TimeoutError, Unavailable):
         gateway.metrics.queue.hide()
+        gateway.metrics.guard.hide()
     return Response(gateway.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -225,3 +225,15 @@ def test_both_clients_have_the_same_methods() -> None:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(Client) == public(AsyncClient)
+
+
+def test_promises_travel_and_the_guard_is_asked(client: Client) -> None:
+    images = client.generate("hello", profile="auto", quality={"min_psnr_db": 40}, deadline_seconds=60)
+    assert images.used.profile == "float"
+    assert images.notices[0].code == "profile_chosen"
+    found = client.guard()
+    assert (found.data, found.action) == ((), "report")
+    with pytest.raises(errors.NotFound, match="no verdict to lift"):
+        client.lift("null", "float")
+    with pytest.raises(errors.PromiseUnmet, match="nearest is float"):
+        client.submit("hello", profile="auto", deadline_seconds=1e-9)

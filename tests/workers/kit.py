@@ -97,6 +97,8 @@ class Kit:
         self.tools: Tools = open_engine(self.catalog, settings, self.messages.append)
 
     def close(self) -> None:
+        if self.tools.guard is not None:
+            self.tools.guard.stop()
         self.tools.hub.stop()
 
     @property

@@ -65,7 +65,7 @@ class FakeLoader:
         self.loaded.append(model)
         return replace(self.real, weights_bytes=10)
 
-    def denoiser(self, model: str, profile: str, components: Components, grow: Grow) -> Served:
+    def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
         if self.fails:
             raise RuntimeError("broken weights")
         self.loaded.append(f"{model}/{profile}")
@@ -233,7 +233,7 @@ def test_what_takes_more_than_estimated_makes_room_before_it_is_there(bench: Ben
     bench.use("b/float")
     seen: list[int] = []
 
-    def heavy(model: str, profile: str, components: Components, grow: Grow) -> Served:
+    def heavy(model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
         assert grow(0, 60, lambda: seen.append(bench.residents.weights_bytes)), "30 were estimated"
         return Served(model, profile, Heavy(profile, 60, grow))
 
