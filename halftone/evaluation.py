@@ -128,7 +128,7 @@ class Evaluation:
             "format": 1,
             "model": self.model,
             "pipeline": self.pipeline,
-            "settings": self.defaults.model_dump(mode="json"),
+            "settings": self.defaults.model_dump(mode="json", exclude_none=True),
             "seed": self.seed,
             "pictures": len(self.subjects),
             "notes": list(self.notes),

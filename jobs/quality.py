@@ -95,7 +95,7 @@ class Spent(BaseModel):
 
     seconds: float = Field(description="For one picture: the median.")
     step_seconds: float = Field(description="One denoiser call: the median.")
-    weights_bytes: int = Field(description="Denoiser weights in memory.")
+    weights_bytes: int = Field(description="Denoiser weights in memory, compiled copies counted.")
     peak_bytes: int = Field(description="Most memory of the process while pictures were drawn; others' work counts.")
     activation_bytes: int = Field(description="The most by which a picture raised the memory there was before it.")
 

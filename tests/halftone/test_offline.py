@@ -99,7 +99,7 @@ def test_files_replace_those_of_an_earlier_run_and_nothing_else(folder_of: Calla
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "evaluation.md", "samples.png", "notes.txt"}
     assert "out/evaluation.md" in result.stderr
     page = (out / "evaluation.md").read_text(encoding="utf-8")
-    assert "| float | 2 | 100.0 |" in page
+    assert "| float | 2 | 2 | 1.0000 |" in page
     assert "](samples.png)" in page and "](temporal.png)" not in page
     assert "prompt accuracy" not in page.partition("PSNR and SSIM:")[0], "columns without numbers are left out"
     samples = np.array(Image.open(out / "samples.png").convert("RGB"))
