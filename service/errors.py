@@ -117,6 +117,8 @@ STATUS: dict[type[faults.HalftoneError], int] = {
     RangeNotSatisfiable: 416,
     faults.UnknownModel: 404,
     faults.UnknownProfile: 422,
+    faults.PromiseUnmet: 422,
+    faults.ProfileFailed: 422,
     faults.NotFound: 404,
     faults.Expired: 410,
     faults.JobFinished: 409,

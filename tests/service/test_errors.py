@@ -52,7 +52,7 @@ def test_faults_that_would_queue_a_second_job_say_do_not_retry() -> None:
     ("body", "param", "text"),
     [
         ({}, "prompt", "prompt: this field is required"),
-        ({"prompt": "a", "stepz": 1}, "stepz", "unknown field 'stepz'; known fields: guidance_scale, height"),
+        ({"prompt": "a", "stepz": 1}, "stepz", "unknown field 'stepz'; known fields: deadline_seconds, guidance_scale"),
         ({"prompt": "a", "n": 9}, "n", "n: Input should be less than or equal to 4; got 9"),
         (
             {"prompt": "a", "n": True, "seed": "7"},

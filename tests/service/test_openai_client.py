@@ -73,7 +73,7 @@ def test_errors_arrive_as_the_clients_own(client: openai.OpenAI) -> None:
         client.images.generate(model="gpt-image-9", prompt="a")
     assert unknown.value.code == "unknown_model"
     assert unknown.value.param == "model"
-    with pytest.raises(openai.UnprocessableEntityError, match="choose quality by `profile`") as quality:
+    with pytest.raises(openai.UnprocessableEntityError, match="choose quality by it or by `profile`") as quality:
         client.images.generate(prompt="a", quality="hd")
     assert quality.value.param == "quality"
     with pytest.raises(openai.InternalServerError, match="smaller picture"):

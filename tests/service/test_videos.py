@@ -50,7 +50,7 @@ def test_a_prompt_goes_in_and_a_video_comes_out(served: Served) -> None:
     video = create(served, seed=7, num_frames=9, fps=4, width=32, previews=1)
     assert (video["object"], video["status"], video["model"], video["progress"]) == ("video", "queued", "moving", 0)
     assert (video["seconds"], video["size"], video["error"], video["completed_at"]) == ("2.25", "32x16", None, None)
-    assert video["halftone"] == {"job_id": video["id"], "used": None, "costs": None, "notices": []}
+    assert video["halftone"] == {"job_id": video["id"], "used": None, "costs": None, "notices": [], "choice": None}
     done = until(served, video["id"], "completed")
     assert done["progress"] == 100
     assert done["created_at"] <= done["completed_at"] < done["expires_at"]
