@@ -101,7 +101,7 @@ class VideoParameters(Parameters):
     kind: Literal["video"] = "video"
     seed: Seed | None = Field(None, description="Drawn at random when left out.")
     num_frames: Frames | None = Field(None, description="1 + a multiple of the model's `frames_multiple_of`.")
-    fps: Fps | None = Field(None, description="Frames shown in a second; says nothing to the model.")
+    fps: Fps | None = Field(None, description="Frames shown in a second; most models do not look at it.")
     seconds: Seconds | None = Field(
         None, description="Instead of num_frames: the count nearest to seconds x fps that the model can make."
     )
