@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 CACHE_BYTES = 20 << 30
 """What compiled code may take on disk unless said otherwise."""
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""After so long nobody writes compiled code any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +37,11 @@ def mark_used(path: Path) -> None:
 def keep_within(folder: Path, most_bytes: int) -> list[Path]:
     """Removes things, the least recently used first, until the rest take `most_bytes` or one is left; what was removed.
 
-    Files and folders whose names begin with a dot are being written, and stay. Several processes may do this at once,
-    and others may use the files: an open or mapped one lives on until it is let go.
+    Files and folders whose names begin with a dot are being written, and stay for a day: older ones belonged to a
+    process that was killed. Several processes may do this at once, and others may use the files: an open or mapped one
+    lives on until it is let go.
     """
+    _remove_abandoned(folder)
     things = sorted(_things(folder).values(), key=lambda thing: thing.used)
     total, gone = sum(thing.bytes for thing in things), list[Path]()
     for thing in things[:-1]:
@@ -47,6 +54,14 @@ def keep_within(folder: Path, most_bytes: int) -> list[Path]:
     if gone:
         _log.info("removed %d files of compiled code, used least recently, from %s", len(gone), folder)
     return gone
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in [path for path in folder.rglob(".*") if path.is_dir()]:
+        with suppress(FileNotFoundError):  # another process removed it, or has finished it
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+                _log.info("removed what a killed process left: %s", path)
 
 
 def _things(folder: Path) -> dict[Path, _Thing]:

@@ -43,6 +43,13 @@ def test_what_is_being_written_stays_and_does_not_count(tmp_path: Path) -> None:
     assert written.exists() and partial.exists() and kept.exists()
 
 
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
+    left, written = (lay(tmp_path, f"a/compiled/.compiling-{name}/g.blob", 100, 1) for name in "ab")
+    os.utime(left.parent, (1, 1))
+    assert keep_within(tmp_path, 10) == []
+    assert not left.parent.exists() and written.exists()
+
+
 def test_nothing_there_is_no_fault(tmp_path: Path) -> None:
     assert keep_within(tmp_path / "none", 0) == []
     mark_used(tmp_path / "none")
