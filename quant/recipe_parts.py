@@ -58,7 +58,7 @@ class Rotation(BaseModel):
     online: Literal["all", "helpful", "none"] = Field(
         "all",
         description="Which layers compute a rotation that cannot be folded; `helpful`: by `least_gain`, and folded "
-        "ones that would add error are left out too.",
+        "ones that would add error are left out too; factors that blocks can only fold together, likewise.",
     )
     least_gain: float = Field(0.2, ge=0, lt=1, description="Share of a layer's squared error that must go.")
     match: tuple[str, ...] = Field(("*",), min_length=1, description="Shell patterns of layers' names.")

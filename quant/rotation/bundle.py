@@ -167,10 +167,10 @@ def bundles(names: Sequence[str], folds: Iterable[Fold], chooser: Chooser) -> li
 
 def _do_as_well(names: tuple[str, ...], chooser: Chooser) -> bool:
     """Whether factors that layers of many inputs have in common leave nearly as little error as what would be computed
-    for each input: the recipe's least gain says what is worth computing. No where it has all rotations computed.
+    for each input: the recipe's least gain says what is worth computing. No where it has all computed.
     """
     how = chooser.recipe.rotation
-    if how.method != "none" and how.online == "all":
+    if how.online == "all":
         return False
     apart = [Bundle(tuple(group)) for group in chooser.by_source(names)]
     lost = 0.0

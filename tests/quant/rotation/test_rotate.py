@@ -260,13 +260,15 @@ def test_factors_of_many_blocks_are_folded_where_they_do_as_well() -> None:
     module, call = tiny("wan")
     truth = output(module, call)
     reports = []
-    for text in (SMOOTH, SMOOTH + HADAMARD):
+    elsewhere = HADAMARD + 'online = "helpful"\nmatch = ["proj_out"]\n'
+    for text in (SMOOTH + elsewhere, SMOOTH, SMOOTH + HADAMARD):
         changed = copy.deepcopy(module)
         report = rotate_(changed, answering(call), recipe_of(text))
         assert relative_error(output(changed, call), truth) < 1e-5
         reports.append({layer.name: layer for layer in report.layers})
-    together, apart = (report["blocks.0.attn1.to_q"] for report in reports)
+    together, computed, apart = (report["blocks.0.attn1.to_q"] for report in reports)
     assert (together.rotation, together.factors, together.macs) == ("none", "folded", 0)
     assert set(together.into) == {f"blocks.{i}.scale_shift_table" for i in (0, 1)} | {"condition_embedder.time_proj"}
     assert together.because == "factors of many blocks, folded, do as well"
+    assert (computed.rotation, computed.factors) == ("none", "online")  # by default all is computed
     assert (apart.rotation, apart.factors) == ("online", "online")
