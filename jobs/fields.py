@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -104,8 +105,8 @@ class Notice(BaseModel):
     message: str
 
 
-class JobRequest(BaseModel):
-    """What a job runs, of whatever kind: every field decided. Travels through Redis as JSON."""
+class JobRequest(BaseModel, ABC):
+    """What a job runs, of whatever kind: every field decided. Travels through Redis as JSON. Only kinds are made."""
 
     model_config = DECIDED
 
@@ -128,14 +129,14 @@ class JobRequest(BaseModel):
         return (self.profile,)
 
     @property
+    @abstractmethod
     def work(self) -> int:
         """Denoiser work in pixel-steps, guidance counted twice."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def calls(self) -> int:
         """Denoiser calls, one for each step and branch: cost estimates are these, times what one takes by size."""
-        raise NotImplementedError
 
 
 class GenerationRequest(JobRequest):
