@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.profile import AXES, FLOAT, Axis, ProfileCard
+from jobs.profile import AXES, Axis, ProfileCard
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def places(cards: Iterable[ProfileCard]) -> list[Place]:
     runs = [card.fidelity.float_seconds for card in known if card.fidelity and card.fidelity.float_seconds]
     usual = statistics.median(runs) if runs else None
     return [
-        Place(card.name, _psnr(card), _seconds(card, usual), card.weights_bytes)
+        Place(card.name, psnr_db, _seconds(card, usual), card.weights_bytes)
         for card in known
-        if card.fidelity is not None or card.name == FLOAT
+        if (psnr_db := card.psnr_db) is not None
     ]
 
 
@@ -64,11 +64,6 @@ def marked(cards: Sequence[ProfileCard]) -> list[ProfileCard]:
         else card
         for card in cards
     ]
-
-
-def _psnr(card: ProfileCard) -> float:
-    measured = None if card.fidelity is None else card.fidelity.psnr_db
-    return math.inf if measured is None else measured  # float itself, or pictures identical with its
 
 
 def _seconds(card: ProfileCard, usual: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -144,6 +145,18 @@ class ProfileCard(BaseModel):
     precision: PrecisionCard | None = Field(None, description="Its precise steps; null where all run by one copy.")
     artifact: Path | None = Field(None, exclude=True)
     build: str = Field("", exclude=True, description="Names the build: a digest of its files.")
+
+    @property
+    def psnr_db(self) -> float | None:
+        """Mean PSNR to float as its build measured it; infinite for float itself and where every picture was identical.
+
+        None where nothing was measured.
+        """
+        if self.name == FLOAT:
+            return math.inf
+        if self.fidelity is None:
+            return None
+        return math.inf if self.fidelity.psnr_db is None else self.fidelity.psnr_db
 
 
 class Defaults(BaseModel):

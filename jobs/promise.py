@@ -41,7 +41,8 @@ class Choice(BaseModel):
     profile: str
     psnr_db: float | None = Field(
         None,
-        description="Pictures are below this, at most, with the probability that `confidence` leaves; null: equal.",
+        description="Pictures are below this, at most, with the probability that `confidence` leaves; null for float, "
+        "and where nothing is known: the evidence says so.",
     )
     confidence: float = Field(description="Share of pictures that is promised, and the confidence that it is so.")
     seconds: float | None = Field(None, description="Expected of the device.")

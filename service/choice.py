@@ -58,6 +58,7 @@ class Candidate:
     psnr_db: float | None  # infinite for float
     seconds: float | None
     evidence: str
+    failed: bool = False  # by the guard's verdict: it keeps no promise
 
     def shortfalls(self, wanted: Parameters) -> dict[str, float]:
         """What it misses, each as a factor above 1; infinite where it is not known."""
@@ -68,14 +69,17 @@ class Candidate:
             found["deadline_seconds"] = math.inf if self.seconds is None else self.seconds / wanted.deadline_seconds
         if wanted.max_memory_bytes is not None and self.card.weights_bytes > wanted.max_memory_bytes:
             found["max_memory_bytes"] = self.card.weights_bytes / wanted.max_memory_bytes
-        return found
+        return found | ({"profile": math.inf} if self.failed else {})
 
     @property
     def told(self) -> str:
         """In words, for a message."""
-        near = "unknown fidelity" if self.psnr_db is None else "float itself" if math.isinf(self.psnr_db) else ""
+        if self.psnr_db is None:
+            near = self.evidence if self.failed else "unknown fidelity"
+        else:
+            near = "float itself" if math.isinf(self.psnr_db) else f"{self.psnr_db:.1f} dB"
         time = "time unknown" if self.seconds is None else f"about {self.seconds:.3g} s"
-        return f"{self.card.name} ({near or f'{self.psnr_db:.1f} dB'}, {time}, {self.card.weights_bytes} bytes)"
+        return f"{self.card.name} ({near}, {time}, {self.card.weights_bytes} bytes)"
 
 
 def choose(
@@ -135,7 +139,8 @@ def _candidate(
     if record is None:
         return Candidate(card, bound, seconds, told)
     if record.verdict is not Verdict.HEALTHY:
-        return Candidate(card, None, seconds, f"the guard's verdict is {record.verdict.value}: {record.reason}")
+        told = f"the guard's verdict is {record.verdict.value}: {record.reason}"
+        return Candidate(card, None, seconds, told, failed=record.verdict is Verdict.FAILED)
     seen = sorted(record.pictures_at(setting))
     traffic = lower_bound(seen, confidence) if bound is None else contradicted_above(seen, confidence)
     if traffic is not None and not math.isinf(traffic):
@@ -203,7 +208,10 @@ def _unmet(wanted: Parameters, candidates: Sequence[Candidate], model: ModelCard
 
 def notice_of(choice: Choice) -> Notice:
     """What the answer says of a choice."""
-    near = "as float" if choice.psnr_db is None else f"at least {choice.psnr_db:g} dB in {choice.confidence:.0%}"
+    if choice.psnr_db is None:
+        near = "float itself" if choice.profile == FLOAT else "unknown fidelity"
+    else:
+        near = f"at least {choice.psnr_db:g} dB in {choice.confidence:.0%}"
     time = "" if choice.seconds is None else f", about {choice.seconds:.3g} s"
     message = f"auto chose {choice.profile}: {near}{time}, {choice.weights_bytes} bytes of weights ({choice.evidence})"
     return Notice(code="profile_chosen", message=message)
@@ -232,18 +240,13 @@ def guarded(
 
 def next_safer(card: ProfileCard, model: ModelCard, records: Records) -> ProfileCard:
     """Of the profiles that no verdict is against, the least faithful that is not less so than `card`; else float."""
-
-    def fidelity(one: ProfileCard) -> float:
-        if one.name == FLOAT:
-            return math.inf
-        return -math.inf if one.fidelity is None or one.fidelity.psnr_db is None else one.fidelity.psnr_db
-
+    least = -math.inf if card.psnr_db is None else card.psnr_db
     sound = [
-        one
+        (one.psnr_db, one.weights_bytes, one)
         for one in model.profiles
         if one.name != card.name
-        and fidelity(one) >= fidelity(card)
-        and fidelity(one) > -math.inf
+        and one.psnr_db is not None
+        and one.psnr_db >= least
         and ((record := record_of(one, records)) is None or record.verdict is Verdict.HEALTHY)
     ]
-    return min(sound, key=fidelity)
+    return min(sound, key=lambda found: found[:2])[2]

@@ -173,6 +173,32 @@ def test_what_a_failed_profile_gets_is_the_operators_choice() -> None:
     assert guarded(good, MODEL, both, "replace")[0].name == "float"
 
 
+def test_pictures_identical_with_floats_are_as_safe_as_float_and_smaller() -> None:
+    good, records = MODEL.profiles[2], record_of("good", Verdict.FAILED)
+    same = profile("same", 60, 0.8, 300).model_copy(update={"fidelity": Fidelity(prompts=9, psnr_db=None, ssim=1)})
+    model = MODEL.model_copy(update={"profiles": (FLOAT, good, same)})
+    assert guarded(good, model, records, "replace")[0].name == "same"
+
+
+def test_auto_never_chooses_a_failed_profile_whatever_was_promised() -> None:
+    wanted: dict[str, Any] = {"max_memory_bytes": 45}
+    assert chosen(**wanted) == "old"
+    with pytest.raises(PromiseUnmet, match="the nearest is rough") as caught:
+        chosen(record_of("old", Verdict.FAILED), **wanted)
+    assert caught.value.message.endswith("misses max_memory_bytes")
+    with pytest.raises(PromiseUnmet, match=r"the guard's verdict is failed.* misses profile"):
+        only = MODEL.model_copy(update={"profiles": (MODEL.profiles[4],)})
+        choose(ask(**wanted), REQUEST, only, record_of("old", Verdict.FAILED), unknown, 0.95)
+
+
+def test_a_choice_of_which_nothing_is_known_does_not_say_that_it_is_as_float() -> None:
+    choice = choose(ask(max_memory_bytes=45), REQUEST, MODEL, {}, unknown, 0.95)
+    assert (choice.profile, choice.psnr_db) == ("old", None)
+    assert notice_of(choice).message.startswith("auto chose old: unknown fidelity, ")
+    exact = choose(ask(deadline_seconds=5.0), REQUEST, MODEL, {}, unknown, 0.95)
+    assert notice_of(exact).message.startswith("auto chose float: float itself, ")
+
+
 @pytest.mark.parametrize("estimate", [unknown, lambda request: 0.25])
 def test_float_is_always_there(estimate: Callable[[GenerationRequest], float | None]) -> None:
     alone = MODEL.model_copy(update={"profiles": (FLOAT,)})
