@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from redis.asyncio import Redis
 
 from jobs.errors import NotFound, Unavailable
 from jobs.guard_record import Comparison, GuardRecord, Verdict, after, empty, lifted
 from jobs.keys import Keys
 from jobs.link import Link
-from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +37,9 @@ class GuardEvent(BaseModel):
 class GuardLog:
     """All records of one namespace. Every method may raise `Unavailable` when Redis is away."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._keys = Keys(settings.namespace)
-        self._link = Link(redis, self._keys, settings)
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
 
     async def records(self) -> list[GuardRecord]:
         """Every record, by model and profile."""
@@ -81,16 +79,20 @@ class GuardLog:
             new = change(old, _seconds(time))
             if new == old:
                 return new
-            if await self._link.run("guard", field, text or "", new.model_dump_json(), _event(old, new)):
+            event = _event(old, new)
+            told = "" if event is None else event.model_dump_json()
+            if await self._link.run("guard", field, text or "", new.model_dump_json(), told):
+                if event is not None:
+                    _log(event)
                 return new
         raise Unavailable(f"the guard's record of {field} changes too fast to be changed; try again", retry_after=1)
 
 
-def _event(old: GuardRecord | None, new: GuardRecord) -> str:
+def _event(old: GuardRecord | None, new: GuardRecord) -> GuardEvent | None:
     before = Verdict.HEALTHY if old is None else old.verdict
     if before is new.verdict:
-        return ""
-    told = GuardEvent(
+        return None
+    return GuardEvent(
         at=new.updated,
         model=new.model,
         profile=new.profile,
@@ -99,11 +101,14 @@ def _event(old: GuardRecord | None, new: GuardRecord) -> str:
         reason=new.reason,
         comparisons=new.comparisons,
     )
+
+
+def _log(event: GuardEvent) -> None:
     log.log(
-        logging.WARNING if new.verdict is Verdict.FAILED else logging.INFO,
-        "guard: %s/%s is %s, was %s: %s", new.model, new.profile, new.verdict.value, before.value, new.reason,
-    )  # fmt: skip
-    return told.model_dump_json()
+        logging.WARNING if event.verdict is Verdict.FAILED else logging.INFO,
+        "guard: %s/%s is %s, was %s: %s",
+        *(event.model, event.profile, event.verdict.value, event.before.value, event.reason),
+    )
 
 
 def _seconds(time: Any) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from jobs.claims import Claims
@@ -228,10 +229,10 @@ class JobQueue(Claims):
         entries.sort(key=lambda entry: tuple(map(int, entry[0].split("-"))), reverse=True)
         return [DeadLetter.model_validate({"id": key} | _parsed(fields)) for key, fields in entries[:limit]]
 
-    @property
+    @cached_property
     def guard(self) -> GuardLog:
         """The quality guard's records beside this queue."""
-        return GuardLog(self._link.redis, self._settings)
+        return GuardLog(self._link, self._keys)
 
     async def probe(self) -> None:
         """Write something small: raises `Unavailable` when Redis is away or refuses writes (a ping would not tell)."""

@@ -22,6 +22,7 @@ from jobs.guard_record import (
     empty,
 )
 from jobs.profile import Fidelity, ProfileCard
+from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.spread import Measured, Setting, spread_of
 
@@ -32,7 +33,7 @@ FINE, BAD = Bets(call=0.6, step=0.6, picture=0.6), Bets(call=9.0, step=2.0, pict
 
 @pytest.fixture
 def guard(redis: Redis, settings: Settings) -> GuardLog:
-    return GuardLog(redis, settings)
+    return JobQueue(redis, settings).guard
 
 
 def seen(name: str, bets: Bets | None = FINE, **changes: Any) -> Comparison:
@@ -65,6 +66,14 @@ async def test_a_failed_profile_stays_failed_until_it_is_lifted(guard: GuardLog)
     assert lifted.pictures == () and lifted.detectors.strongest[1] == 0
     told = [(event.before.value, event.verdict.value) for event in reversed(await guard.events())]
     assert told == [("healthy", "watch"), ("watch", "failed"), ("failed", "healthy")]
+
+
+async def test_each_change_of_a_verdict_is_logged_once_however_many_try(
+    guard: GuardLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="jobs.guard"):
+        await asyncio.gather(*(guard.record(seen(f"bad-{number}", BAD)) for number in range(12)))
+    assert len(caplog.messages) == len(await guard.events()) == 2
 
 
 async def test_another_build_of_the_profile_starts_anew(guard: GuardLog) -> None:
