@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from jobs.comparing import CompareRequest
-from jobs.errors import NotFound
+from jobs.errors import Expired, NotFound
 from jobs.files import ResultStore
 from jobs.job import Costs, Failure, Job, JobState
 from jobs.quality import Compared, FloatReport, ProfileReport, Report, Shown, Summary
@@ -81,7 +81,11 @@ async def read_report(store: ResultStore, job: Job) -> Report | None:
     """The report that a job made; None for one that has not succeeded. Raises Expired when its time is over."""
     if job.result is None:
         return None
-    return await asyncio.to_thread(_read, store, report_file(job))
+    file_id = report_file(job)
+    try:
+        return await asyncio.to_thread(_read, store, file_id)
+    except NotFound:
+        raise Expired("the report has expired; compare again") from None
 
 
 def report_file(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,6 +19,8 @@ from service.routes.jobs import Page
 
 router = APIRouter(tags=["Quality"])
 Owner = Annotated[str, Depends(owner_of)]
+_QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
+"""RFC 9110's qvalue."""
 
 
 class ListQuery(Page):
@@ -104,5 +107,5 @@ def _preferred(request: Request) -> str:
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
         if kind in ranks:
-            ranks[kind] = float(quality) if quality.replace(".", "", 1).isdigit() else 0.0
+            ranks[kind] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
     return "html" if ranks["text/html"] > max(ranks["application/json"], ranks["*/*"]) else "json"
