@@ -175,9 +175,11 @@ async def metrics(request: Request) -> Response:
     gateway = gateway_of(request)
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            stats, workers = await asyncio.gather(gateway.queue.stats(), gateway.queue.workers())
+            stats, workers, records = await asyncio.gather(
+                gateway.queue.stats(), gateway.queue.workers(), gateway.queue.guard.records()
+            )
         gateway.metrics.queue.show(stats, workers)
-        gateway.metrics.guard.show(await gateway.queue.guard.records())
+        gateway.metrics.guard.show(records)
     except (TimeoutError, Unavailable):
         gateway.metrics.queue.hide()
         gateway.metrics.guard.hide()
