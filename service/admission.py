@@ -121,7 +121,7 @@ class Admission:
         self._seen_records = None
 
     def _check_cost(self, request: JobRequest) -> None:
-        bound = self._settings.max_video_seconds if request.kind == "video" else self._settings.max_job_seconds
+        bound = self._settings.max_video_seconds if request.lane == "video" else self._settings.max_job_seconds
         estimate = self.costs.estimate(request)
         if estimate is not None and estimate > bound:
             raise InvalidRequest(

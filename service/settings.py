@@ -37,7 +37,7 @@ class Settings(SharedSettings):
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Longest request body.")
     sync_wait_seconds: float = Field(300, gt=0, description="How long a request waits for its picture before 504.")
     max_job_seconds: float = Field(600, gt=0, description="Estimated device seconds over which a job is refused.")
-    max_video_seconds: float = Field(1800, gt=0, description="The same for a video.")
+    max_video_seconds: float = Field(1800, gt=0, description="The same for a video, or a comparison of videos.")
     max_video_pixels: int = Field(111_513_600, ge=64, description="Pixels over all frames of a video.")
     guard_action: GuardAction = Field(
         "report", description="What a request gets that names a profile which failed the quality guard."

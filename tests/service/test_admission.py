@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jobs.catalog import Catalog
 from jobs.errors import DiskFull, InvalidRequest, NoWorker, UnknownModel, UnknownProfile
 from jobs.job import Costs
 from jobs.records import WorkerInfo
-from jobs.request import ImageParameters, VideoParameters
+from jobs.request import AnyRequest, CompareParameters, ImageParameters, VideoParameters
 from service.admission import Admission
 from service.settings import Settings
 
@@ -116,3 +117,22 @@ def test_a_job_that_would_take_too_long_is_refused_once_the_pace_is_known(admiss
     with pytest.raises(InvalidRequest, match="would take about 800 seconds; at most 600"):
         asyncio.run(admission.admit(large))
     assert asyncio.run(admission.admit(small)).work == request.work
+
+
+def test_a_comparison_of_videos_may_take_as_long_as_a_video(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(max_job_seconds=10, max_video_seconds=100)
+    own, other = (settings.artifacts_dir / model / "w8a8" / "manifest.json" for model in ("tiny", "moving"))
+    other.parent.mkdir(parents=True)
+    manifest = json.loads(own.read_text(encoding="utf-8")) | {"model": "moving"}
+    other.write_text(json.dumps(manifest), encoding="utf-8")
+    worker = READY.model_copy(update={"profiles": {model: ("float", "w8a8") for model in ("tiny", "moving")}})
+    admission = build(settings, [worker])
+
+    def again(model: str) -> AnyRequest:
+        asked = CompareParameters(prompt="a red circle", model=model, seed=1)
+        admission.costs.observe(asyncio.run(admission.admit(asked)), Costs(denoise_seconds=50.0))
+        return asyncio.run(admission.admit(asked))
+
+    assert again("moving").lane == "video"
+    with pytest.raises(InvalidRequest, match="would take about 50 seconds; at most 10 are allowed"):
+        again("tiny")
