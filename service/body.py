@@ -46,10 +46,19 @@ async def read_bytes(request: Request, max_bytes: int) -> bytes:
         raise BodyTooSlow(f"the body must arrive within {READ_SECONDS:.0f} seconds") from None
 
 
+def from_another_site(request: Request) -> bool:
+    """Whether another site's web page sends this: what a browser sends across origins without asking first."""
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
+
+
 def _check_type(request: Request) -> None:
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
-    charset = header.get_content_charset("utf-8")
+    try:
+        charset = header.get_content_charset("utf-8")
+    except ValueError:  # of a number that Python does not read
+        charset = None
     if header.get_content_type() != "application/json" or charset not in ("utf-8", "utf8", "us-ascii"):
         # also keeps other sites' web pages out: a browser sends this type across origins only after asking
         raise UnsupportedBody("send the body as JSON in UTF-8, with the header Content-Type: application/json")

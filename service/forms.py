@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from email.message import Message
-from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from jobs.errors import InvalidRequest
-from service.body import read_bytes
+from service.body import from_another_site, read_bytes
 from service.errors import MalformedBody, UnsupportedBody
 
 FORM = "multipart/form-data"
@@ -26,9 +25,7 @@ async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
     Raises what `read_bytes` does, UnsupportedBody (415) for a form that another site's web page sent, MalformedBody
     (400: no form) or InvalidRequest (422: a file, a field twice, too many).
     """
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        # a browser sends a form across origins without asking first, as it would for JSON
+    if from_another_site(request):
         raise UnsupportedBody("a web page of another site cannot send a form; send the body as JSON")
     raw = await read_bytes(request, max_bytes)
     return parse_form(raw, request.headers.get("content-type", ""))
@@ -36,6 +33,13 @@ async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
 
 def parse_form(raw: bytes, content_type: str) -> dict[str, str]:
     """Bytes of a multipart form (RFC 7578) to its fields; raises as `read_form`."""
+    try:
+        return _fields(raw, content_type)
+    except ValueError as error:  # of encodings and numbers in headers that Python does not read
+        raise MalformedBody(f"a header of the form cannot be read: {ascii(str(error))[1:-1][:100]}") from None
+
+
+def _fields(raw: bytes, content_type: str) -> dict[str, str]:
     boundary = _header("content-type", content_type).get_boundary("")
     if not 1 <= len(boundary) <= 70 or not boundary.isascii():
         raise MalformedBody("a multipart form needs a boundary of 1 to 70 ASCII characters in its Content-Type")

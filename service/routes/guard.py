@@ -8,7 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from service import answers, documents
+from service.body import from_another_site
 from service.context import gateway_of, owner_of
+from service.errors import InvalidHeader
 from service.guard_answers import GuardAnswer, GuardCard, guard_answer, guard_card
 
 log = logging.getLogger("halftone.service")
@@ -25,9 +27,13 @@ async def show(request: Request, owner: Owner) -> Response:
     return answers.model_answer(guard_answer(records, events, gateway.catalog, gateway.settings))
 
 
-@router.post("/v1/quality/guard/{model}/{profile}/lift", response_model=GuardCard, responses=documents.faults(404, 422))
+@router.post(
+    "/v1/quality/guard/{model}/{profile}/lift", response_model=GuardCard, responses=documents.faults(400, 404, 422)
+)
 async def lift(request: Request, model: str, profile: str, owner: Owner) -> Response:
     """Take a verdict back: the profile counts as healthy until new evidence says otherwise. Needs no body."""
+    if from_another_site(request):
+        raise InvalidHeader("a web page of another site cannot lift a verdict", param="Origin")
     gateway = gateway_of(request)
     card = gateway.catalog.profile(model, profile)
     record = await gateway.queue.guard.lift(card.model, card.name)

@@ -125,7 +125,7 @@ def test_a_comparison_of_videos_may_take_as_long_as_a_video(make_settings: Calla
     other.parent.mkdir(parents=True)
     manifest = json.loads(own.read_text(encoding="utf-8")) | {"model": "moving"}
     other.write_text(json.dumps(manifest), encoding="utf-8")
-    worker = READY.model_copy(update={"profiles": {model: ("float", "w8a8") for model in ("tiny", "moving")}})
+    worker = READY.model_copy(update={"profiles": dict.fromkeys(("tiny", "moving"), ("float", "w8a8"))})
     admission = build(settings, [worker])
 
     def again(model: str) -> AnyRequest:

@@ -94,7 +94,10 @@ def test_a_failed_profile_is_told_refused_or_replaced_and_lifted(guarded: Callab
     assert 'halftone_guard_verdict{model="tiny",profile="w8a8",verdict="failed"} 1.0' in text
     assert 'halftone_guard_comparisons{model="tiny",profile="w8a8"} 8.0' in text
     assert 'halftone_quality_choices_total{model="tiny",profile="float",reason="replaced"} 1.0' in text
-    lifted = gateway.client.post("/v1/quality/guard/tiny/w8a8/lift")
+    lift = "/v1/quality/guard/tiny/w8a8/lift"
+    foreign = gateway.client.post(lift, headers={"Origin": "https://example.org"})
+    assert (foreign.status_code, foreign.json()["error"]["param"]) == (400, "Origin")
+    lifted = gateway.client.post(lift, headers={"Origin": gateway.url})
     assert (lifted.status_code, lifted.json()["verdict"], lifted.json()["lifts"]) == (200, "healthy", 1)
     extras = gateway.client.post("/v1/images/generations", json=BODY).json()["halftone"]
     assert (extras["used"]["profile"], extras["notices"]) == ("w8a8", [])

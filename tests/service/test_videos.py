@@ -301,6 +301,11 @@ def test_forms_that_are_refused(idle: Served) -> None:
         (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na', "multipart/form-data; boundary=x"),
         (b"", "multipart/form-data"),
         (b"--x\r\n" * 200 + b"--x--", "multipart/form-data; boundary=x"),
+        (b"", "multipart/form-data; boundary*=idna''%ff"),
+        (
+            b"--x\r\nContent-Disposition: form-data; name=a; filename*=idna''%ff\r\n\r\n\r\n--x--",
+            "multipart/form-data; boundary=x",
+        ),
     ):
         assert idle.client.post(ROUTE, content=content, headers={"Content-Type": kind}).status_code == 400
     twice = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n' * 2 + b"--x--\r\n"
