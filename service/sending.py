@@ -27,7 +27,6 @@ MIME: Mapping[str, str] = {
     "webm": "video/webm",
     "gif": "image/gif",
     "zip": "application/zip",
-    "html": "text/html; charset=utf-8",
     "json": "application/json",
 }
 """Content types by a file id's suffix."""

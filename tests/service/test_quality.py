@@ -217,7 +217,7 @@ def test_the_policy_allows_the_pages_own_style_only(served: Served) -> None:
 )
 def test_the_form_follows_the_accept_header(served: Served, accept: str, kind: str) -> None:
     found = compared(served)
-    answer = served.client.get(found["urls"]["get"], headers={"Accept": accept.encode("latin-1")})
+    answer = served.client.get(found["urls"]["get"], headers={b"Accept": accept.encode("latin-1")})
     assert answer.headers["content-type"].startswith(kind)
     assert served.client.get(found["urls"]["html"], headers={"Accept": "*/*"}).text.startswith("<!doctype html>")
     assert served.client.get(found["urls"]["get"], params={"format": "pdf"}).status_code == 422
