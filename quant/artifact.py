@@ -248,11 +248,11 @@ def _unpacked(name: str, packed: Tensor, wanted: Tensor, bits: int, file: Path) 
     count = wanted.numel()
     if packed.dtype is torch.int8 and packed.shape == wanted.shape and bits > 4:
         return packed  # as earlier versions stored them
-    if packed.dtype is torch.uint8 and packed.shape == (packed_bytes(count, 4),) and bits < 4:
-        return unpack(packed, tuple(wanted.shape), 4)  # likewise
-    if packed.dtype is not torch.uint8 or packed.shape != (packed_bytes(count, bits),):
-        raise ArtifactError(f"{file} does not fit the model: {name} does not hold {count} integers of {bits} bits")
-    return unpack(packed, tuple(wanted.shape), bits)
+    # in four bits earlier versions stored fewer, which for a handful of integers takes as many bytes as their own
+    for width in (bits, 4) if bits < 4 else (bits,):
+        if packed.dtype is torch.uint8 and packed.shape == (packed_bytes(count, width),):
+            return unpack(packed, tuple(wanted.shape), width)
+    raise ArtifactError(f"{file} does not fit the model: {name} does not hold {count} integers of {bits} bits")
 
 
 def _require_match(wanted: dict[str, Tensor], stored: dict[str, Tensor], file: Path) -> None:

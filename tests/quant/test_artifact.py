@@ -14,10 +14,11 @@ from torch import nn
 
 import jobs.manifest
 import quant
-from quant.artifact import TENSORS
+from quant.artifact import TENSORS, _unpacked
 from quant.backends.call import call_module
-from quant.grid import pack4
+from quant.grid import integer_range, pack4
 from quant.layers import QuantizedLayer
+from quant.packing import pack
 
 Artifact = tuple[Path, quant.Manifest]
 Save = Callable[[Path, nn.Module], quant.Manifest]
@@ -82,6 +83,14 @@ def test_weights_take_the_bits_that_they_have(
         save_file(tensors, place / TENSORS)
         older = quant.load_into(empty(), place, quant.read_manifest(place))
         assert torch.equal(call_module(older, call(3)), call_module(net, call(3)))
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("count", range(1, 6))
+def test_a_handful_of_integers_is_read_as_it_is_stored_now(count: int, bits: int) -> None:
+    integers = torch.tensor([*range(*integer_range(bits)), -1, -1, -1], dtype=torch.int8)[:count]
+    again = _unpacked("down.integers", pack(integers, bits), integers, bits, Path(TENSORS))
+    assert torch.equal(again, integers)
 
 
 def test_the_same_input_gives_the_same_bytes(artifact: Artifact, tmp_path: Path, net: nn.Module, save: Save) -> None:
