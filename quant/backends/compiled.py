@@ -43,7 +43,10 @@ def read(path: Path, properties: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | N
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # OpenVINO wants what it might write to
-    except (OSError, ValueError):  # an empty file cannot be mapped
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        _log.warning("compiled code cannot be read, and is compiled again: %s: %s", path, error)
         return None
     disk.mark_used(path)
     tensor = runtime.openvino.Tensor(np.frombuffer(mapped, np.uint8), shared_memory=True)

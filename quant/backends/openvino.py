@@ -176,13 +176,13 @@ class OpenVinoExecutable:
     def _compile(self, call: Call, rows: int) -> _Compiled:
         found = self._compiled_before(call, rows)
         if found is None:
-            fresh = self._compile_anew(call, rows)
-            disk.keep_within(self._cache, self._cache_bytes)
-            if fresh is not None:
+            fresh, code = self._compile_anew(call, rows)
+            if not self._kept(fresh, code):
                 return _Compiled(fresh, call, rows)
-            found = self._compiled_before(call, rows)  # without the graph's own weights, which compiling held
-        if found is None:
-            raise BackendError(f"compiled code for {rows} rows cannot be read back from {self._folder}")
+            del fresh  # with the graph's own weights, which what is read back has not
+            found = self._compiled_before(call, rows)
+        if found is None:  # the folder cannot be mapped, or another process removed it at once, to keep the bound
+            found = self._compile_anew(call, rows)[0], None
         runtime.give_back_memory()
         return _Compiled(found[0], call, rows, found[1])
 
@@ -193,8 +193,14 @@ class OpenVinoExecutable:
                 return found
         return None
 
-    def _compile_anew(self, call: Call, rows: int) -> Any:
-        """Compiles onto the disk; gives what was compiled where that cannot keep it."""
+    def _kept(self, fresh: Any, code: Path) -> bool:
+        """Keeps compiled code on the disk, within its bound; whether there was room for it."""
+        kept = compiled.write(fresh, code)
+        disk.keep_within(self._cache, self._cache_bytes)
+        return kept
+
+    def _compile_anew(self, call: Call, rows: int) -> tuple[Any, Path]:
+        """A compiled graph, and where it is to be kept."""
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
         halves = self._takes_bfloat16(model)
@@ -203,7 +209,7 @@ class OpenVinoExecutable:
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
-        return None if compiled.write(fresh, self._code(call, rows, halves)) else fresh
+        return fresh, self._code(call, rows, halves)
 
     def _asked(self, halves: bool) -> dict[str, Any]:
         return self._properties | (runtime.IN_BFLOAT16 if halves else {})

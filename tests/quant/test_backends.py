@@ -167,6 +167,22 @@ def test_graphs_on_disk_are_bounded_and_made_again(
     assert all(torch.equal(again.run(one), answer) for one, answer in zip((small, large), answers, strict=True))
 
 
+def test_compiled_code_that_is_gone_at_once_is_run_all_the_same(
+    artifact: Artifact, empty: Callable[[], nn.Module], tmp_path: Path, call: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed_by_another(folder: Path, most_bytes: int) -> list[Path]:
+        gone = list(folder.rglob("*.blob"))
+        for path in gone:
+            path.unlink()
+        return gone
+
+    expected = quant.open_backend("openvino", *artifact, empty, quant.Options(tmp_path / "a", threads=1)).run(call(2))
+    monkeypatch.setattr("quant.backends.openvino.disk.keep_within", removed_by_another)
+    executable = quant.open_backend("openvino", *artifact, empty, quant.Options(tmp_path / "b", threads=1))
+    assert torch.equal(executable.run(call(2)), expected)
+    assert not list(tmp_path.joinpath("b").rglob("*.blob"))
+
+
 def test_a_warm_cache_needs_no_torch_module(artifact: Artifact, openvino: Executable, cache: Path, call: Make) -> None:
     first = openvino.run(call(2))
 

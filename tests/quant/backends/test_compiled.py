@@ -59,11 +59,15 @@ def test_what_is_read_back_computes_the_same(graph: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no compiled code"])
-def test_what_cannot_be_read_is_none(content: bytes | None, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_none_and_told_unless_it_was_never_there(
+    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.blob"
     if content is not None:
         path.write_bytes(content)
-    assert compiled.read(path, PROPERTIES) is None
+    with caplog.at_level(logging.WARNING):
+        assert compiled.read(path, PROPERTIES) is None
+    assert (str(path) in caplog.text) == (content is not None)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(
