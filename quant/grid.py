@@ -120,18 +120,18 @@ def _squared_error(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 def to_integers(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
     """A weight [out, ...] float32 as int8 integers of the same shape, by one scale per output channel [out]."""
-    places = weight.detach().float() / along_channels(scales, weight)
+    places = weight.detach().float() / along_first(scales, weight)
     return places.round().clamp(*integer_range(bits)).to(torch.int8)
 
 
 def from_integers(integers: Tensor, scales: Tensor) -> Tensor:
     """int8 integers [out, ...] back to float32, by one scale per output channel [out]."""
-    return integers.to(torch.float32) * along_channels(scales, integers)
+    return integers.to(torch.float32) * along_first(scales, integers)
 
 
-def along_channels(scales: Tensor, weight: Tensor) -> Tensor:
-    """Scales [out] shaped [out, 1, ...] so that they multiply a weight [out, ...]."""
-    return scales.view(-1, *[1] * (weight.ndim - 1))
+def along_first(values: Tensor, like: Tensor) -> Tensor:
+    """Values [n] shaped [n, 1, ...] so that they multiply a tensor [n, ...]: a weight's channels, or a call's rows."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def pack4(integers: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from quant.bearer import DtypeBearer
 from quant.clock import BRANCHES, MomentHolder
-from quant.grid import Affine, along_channels, from_integers
+from quant.grid import Affine, along_first, from_integers
 from quant.tokens import round_between, round_tokens
 
 
@@ -87,7 +87,7 @@ class QuantizedLayer(DtypeBearer, ABC):
         """The weight [out, ...] in float32, made anew at every access; some models read its dtype."""
         if self.zero_points is None:
             return from_integers(self.integers, self.scales)
-        return from_integers(self.integers.int() - along_channels(self.zero_points, self.integers), self.scales)
+        return from_integers(self.integers.int() - along_first(self.zero_points, self.integers), self.scales)
 
     @property
     def follows_time(self) -> bool:
@@ -123,9 +123,9 @@ class QuantizedLayer(DtypeBearer, ABC):
         if not self.follows_time:
             return self.operate(self._rounded(x, scale, zero_point), self.weight, self.bias)
         now = scale[self.holder.now.key]
-        rounded = self._rounded(x * along_rows(1.0 / now, x), scale.new_ones(()), zero_point)
+        rounded = self._rounded(x * along_first(1.0 / now, x), scale.new_ones(()), zero_point)
         output = self.operate(rounded, self.weight, None)
-        return self._with_bias(output * along_rows(now, output))
+        return self._with_bias(output * along_first(now, output))
 
     def _by_token(self, x: Tensor) -> Tensor:
         if self.input_zero_point is None:  # each token has its own
@@ -221,11 +221,6 @@ Quantized = QuantizedLayer | Composite
 def parts_of(layer: Quantized) -> list[QuantizedLayer]:
     """The layers with integers of their own: the layer itself, or its parts."""
     return [layer] if isinstance(layer, QuantizedLayer) else [own for _, own in quantized_layers(layer)]
-
-
-def along_rows(values: Tensor, like: Tensor) -> Tensor:
-    """Values [B] shaped [B, 1, ...] so that they multiply the rows of a tensor."""
-    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 FloatLayer = nn.Linear | nn.Conv2d

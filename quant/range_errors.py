@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from quant.calibrate import BINS_OF_EACH, Cell, LayerStatistics, Statistics
 from quant.clock import BRANCHES, MomentHolder
-from quant.layers import FloatLayer, along_rows, as_float_layer
+from quant.grid import along_first
+from quant.layers import FloatLayer, as_float_layer
 from quant.observe import Histogram
 from quant.ranges import Errors, TimeRanges, in_order, ranges_of
 from quant.recipe import Activations, Recipe
@@ -167,7 +168,7 @@ class _RoundedInputs(nn.Module):
         pieces = torch.split(x, list(self._sizes), dim=-1 if isinstance(layer, nn.Linear) else 1)
         rounded = []
         for piece, scales, zero_point in zip(pieces, self._scales, self._points, strict=True):
-            now = along_rows(scales[key], piece)
+            now = along_first(scales[key], piece)
             grid = torch.fake_quantize_per_tensor_affine(piece / now, 1.0, zero_point, 0, self._high)
             rounded.append(grid * now)
         whole = rounded[0] if len(rounded) == 1 else torch.cat(rounded, dim=-1 if isinstance(layer, nn.Linear) else 1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.grid import along_channels, integer_range
+from quant.grid import along_first, integer_range
 from quant.recipe_parts import Rounding
 
 ZETA, GAMMA = 1.1, -0.1
@@ -158,7 +158,7 @@ def _flat(grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight, scales = grid.weight.detach().float(), grid.scales.detach().float()
     if not bool(torch.isfinite(weight).all()) or not bool((torch.isfinite(scales) & (scales > 0)).all()):
         raise ValueError("the weight holds NaN or infinity, or its scales are not positive")
-    along = along_channels(scales, weight).expand_as(weight)
+    along = along_first(scales, weight).expand_as(weight)
     low, high = integer_range(grid.bits)
     places = (weight / along).flatten()
     return places, along.flatten(), torch.full_like(places, low), torch.full_like(places, high)

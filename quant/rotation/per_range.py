@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from quant.grid import along_channels, to_integers, weight_scales
+from quant.grid import along_first, to_integers, weight_scales
 from quant.layers import FloatLayer, Quantized, QuantizedLayer
 from quant.published import PublishedLayer, empty_of
 from quant.ranges import TimeRanges
@@ -169,7 +169,7 @@ def asymmetric(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     low, top = rows.amin(1).clamp(max=0.0), rows.amax(1).clamp(min=0.0)
     scales = torch.where(top > low, (top - low) / levels, 1.0)
     zero_points = (-low / scales).round()
-    places = (weight.detach().float() / along_channels(scales, weight)).round() + along_channels(zero_points, weight)
+    places = (weight.detach().float() / along_first(scales, weight)).round() + along_first(zero_points, weight)
     return (places.clamp(0, levels) - middle).to(torch.int8), scales, (zero_points - middle).to(torch.int8)
 
 
