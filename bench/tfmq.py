@@ -78,9 +78,8 @@ def _build(row: Row, components: Components, artifact: Path, statistics: Shared)
         drawn = partial(calibrate.runner, components, defaults=model_defaults(components.folder))
         few = drawn(prompts[:OBSERVED_PROMPTS], seed=seed)
         more = drawn(prompts[OBSERVED_PROMPTS:], seed=seed + OBSERVED_PROMPTS)
-        untouched = load_denoiser(
-            components
-        )  # it is drawn with when a row needs samples, maybe after others are quantized
+        # it is drawn with when a row needs samples, maybe after others are quantized
+        untouched = load_denoiser(components)
         found = quant.calibrate_for(untouched, few, _calibrating(row.recipe), more=more, seed=row.seed)
         statistics[row.group] = (found, time.monotonic() - started)
     seen, seconds = statistics[row.group]

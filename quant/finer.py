@@ -89,9 +89,10 @@ def make_finer(module: nn.Module, recipe: Recipe, statistics: Statistics, work: 
     Raises:
         QuantError: all steps of the schedule that was calibrated at would be precise, or as `quantize_`.
     """
-    asked, total = recipe.precision, int(statistics.calls[0].clock.total[0])
+    asked = recipe.precision
     if asked.form == "none":
         return None
+    total = int(statistics.calls[0].clock.total[0])
     if asked.first_steps + asked.last_steps >= total:
         raise QuantError(f"the recipe has {asked.first_steps + asked.last_steps} precise steps of {total}: too many")
     if asked.form == "float":

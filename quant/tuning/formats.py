@@ -71,13 +71,7 @@ def tuned(base: Recipe, name: str, description: str, choice: Mapping[str, Format
         groups.setdefault(form, []).append(layer)
     rules = [_rule(form, tuple(layers)) for form, layers in sorted(groups.items(), key=lambda pair: pair[1])]
     changes = {"name": name, "description": description, "rules": (*rules, *base.rules), "sensitive": Sensitive()}
-    return Recipe.model_validate(base.model_dump() | {key: _plain(value) for key, value in changes.items()})
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return tuple(rule.model_dump() for rule in value)
-    return value.model_dump() if isinstance(value, Sensitive) else value
+    return Recipe.model_validate(dict(base) | changes)
 
 
 def _rule(form: Format, layers: tuple[str, ...]) -> Rule:

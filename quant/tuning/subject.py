@@ -57,7 +57,8 @@ def prepare(module: nn.Module, recipe: Recipe, statistics: Statistics, ways: Seq
         QuantError: a weight holds NaN or infinity.
     """
     leaves, _ = temporal_leaves(module, recipe, statistics)
-    own, basis = own_names(module), Basis(recipe, statistics, own_names=own_names(module))
+    own = own_names(module)
+    basis = Basis(recipe, statistics, own_names=own)
     temporal = {leaf.name for leaf in leaves}
     layers = {
         name: layer

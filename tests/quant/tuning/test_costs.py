@@ -38,7 +38,7 @@ MEASURED = Measured(
 
 def every_cost(objective: Objective, budget: float) -> float:
     """The least cost of all choices within a budget."""
-    search, best = Search(MEASURED, objective), float("inf")
+    best = float("inf")
     forms = [*(Format(bits, way) for bits in WIDTHS for way in MEASURED.ways), FLOAT]
     whole = 50 * (0.01 + 0.005)
     for one, other in itertools.product(forms, forms):
@@ -52,7 +52,6 @@ def every_cost(objective: Objective, budget: float) -> float:
             shares = size / 36_000, seconds / whole
             kept = shares if objective == "memory" else shares[::-1]
             best = min(best, kept[0] + ASIDE * kept[1])
-    assert search is not None
     return best
 
 
