@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,23 @@ from pipelines.quantized import load_profile
 from pipelines.spreading import compared, temporal_errors
 from workers.guard import LATER_RECHECKS, RECHECKS
 from zoo.build import (
+    CALIBRATION_PROMPTS,
     LEARNING_PROMPTS,
     ZOO,
     Means,
     Model,
-    calibration_prompts,
+    card_of,
     model_defaults,
     open_model,
-    spread_of_profile,
+    summary_of,
 )
 from zoo.worlds import world_of
 
 SKIPPED = 256
 """Unseen prompts that builds are measured on; traffic begins after them."""
+
+MEASURED = 64
+"""Of them, those that the builds made here are measured on."""
 
 BATCH = 8
 TRAFFIC_SEED = 50_000
@@ -63,9 +68,7 @@ def judged(model: Model, case: Case, cache: Path) -> dict[str, Any]:
     if spread is None:
         raise SystemExit(f"{case.artifact} has no spread: run python -m zoo.build --spread")
     record, started = empty(card.model, card.name, card.build, 0.0), time.monotonic()
-    values = []
     for record in stream(model, card, spread, case, cache):
-        values.append(record.psnr_db.mean)
         if record.verdict is Verdict.FAILED:
             break
     return {
@@ -76,7 +79,7 @@ def judged(model: Model, case: Case, cache: Path) -> dict[str, Any]:
         "comparisons": record.comparisons,
         "detectors": record.detectors._asdict(),
         "reason": record.reason,
-        "psnr_db": values[-1],
+        "psnr_db": record.psnr_db.mean,
         "build_psnr_db": card.fidelity.psnr_db if card.fidelity else None,
         "seconds": time.monotonic() - started,
     }
@@ -130,21 +133,19 @@ def shipped(model: str, profiles: Sequence[str], comparisons: int) -> Iterator[C
         yield Case(f"{profile}/shipped", ZOO / "artifacts" / model / profile, comparisons, Verdict.HEALTHY)
 
 
-def builds(folder: Path, opened: Model, name: str, recipe_name: str, count: int, comparisons: int) -> Iterator[Case]:
+def builds(folder: Path, opened: Model, name: str, recipe_name: str, most: int, comparisons: int) -> Iterator[Case]:
     """Builds by a recipe, each calibrated on prompts of its own and measured on others."""
     recipe = quant.load_recipe(recipe_name)
-    for number in range(count):
+    for number in range(most):
         out = folder / f"build-{number}" / recipe_name
-        if not (out / "manifest.json").exists():
-            prompts = calibration_prompts(LEARNING_PROMPTS if recipe.learns else 64, seed=100 + number)
+        if not (out / quant.MANIFEST).exists():
             source = opened.components.folder
-            quantize_folder(QuantizationOrder(source, out, recipe, prompts, model_defaults(source), name))
-            card = Manifest.read(out / "manifest.json").card(out)
-            denoiser = load_profile(card, opened.components, Means(folder / "cache", 1))
-            spread = spread_of_profile(opened, card, denoiser, 64)
-            mean = sum(spread.psnr_db) / len(spread.psnr_db)
-            fidelity = {"prompts": 64, "psnr_db": mean, "ssim": 1.0, "spread": spread.model_dump(mode="json")}
-            quant.set_fidelity(out, fidelity)
+            defaults = model_defaults(source)
+            count = LEARNING_PROMPTS if recipe.learns else CALIBRATION_PROMPTS
+            prompts = world_of(defaults).captions(count, 100 + number)
+            quantize_folder(QuantizationOrder(source, out, recipe, prompts, defaults, name))
+        if quant.read_manifest(out).fidelity is None:
+            quant.set_fidelity(out, summary_of(opened, card_of(out), Means(folder / "cache", 1), MEASURED))
         yield Case(f"{recipe_name}/build-{number}", out, comparisons, Verdict.HEALTHY)
 
 
@@ -159,20 +160,22 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--comparisons", type=int, default=200, help="for each healthy artifact")
     options.add_argument("--out", type=Path, default=Path("build/guard"), help="folder of artifacts and results")
     choice = options.parse_args(arguments)
-    results = choice.out / "results"
+    out = choice.out / choice.model
+    results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
     opened = open_model(choice.model)
-    wrong = 0
-    for case in (
-        *sabotages(choice.out / "damaged", choice.model, choice.profiles, choice.seeds),
-        *shipped(choice.model, choice.profiles, choice.comparisons),
-        *builds(choice.out / "builds", opened, choice.model, choice.recipe, choice.builds, choice.comparisons),
+    cases = wrong = 0
+    for case in chain(  # made one by one, as they are judged
+        sabotages(out / "damaged", choice.model, choice.profiles, choice.seeds),
+        shipped(choice.model, choice.profiles, choice.comparisons),
+        builds(out / "builds", opened, choice.model, choice.recipe, choice.builds, choice.comparisons),
     ):
-        file = results / f"{case.name.replace('/', '-')}.json"
+        file = results / f"{case.name.replace('/', '-')}-of-{case.comparisons}.json"
         if not file.exists():
-            file.write_text(json.dumps(judged(opened, case, choice.out / "cache"), indent=1), encoding="utf-8")
+            file.write_text(json.dumps(judged(opened, case, out / "cache"), indent=1), encoding="utf-8")
         told = json.loads(file.read_text(encoding="utf-8"))
+        cases += 1
         wrong += told["verdict"] != told["wanted"]
         print(json.dumps(told))
-    print(json.dumps({"cases": len(list(results.glob("*.json"))), "judged_otherwise": wrong}))
+    print(json.dumps({"cases": cases, "judged_otherwise": wrong}))
     return int(wrong > 0)
