@@ -51,6 +51,9 @@ class Verdicts:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     continue
+                except Exception:  # a record that cannot be read must not end the worker
+                    self._metrics.skipped.labels(one.model, one.profile, "unrecorded").inc()
+                    log.exception("guard: a comparison of %s/%s cannot be recorded", one.model, one.profile)
                 pause = 0.1
                 if self._waiting and self._waiting[0] is one:
                     self._waiting.popleft()
