@@ -188,7 +188,8 @@ class Metrics:
                 self.videos.labels(*labels).inc()
                 self.frames.labels(*labels).inc(count)
                 self.pixels.labels(*labels).inc(count * file.width * file.height)
-                self.encode_seconds.labels(file.mime).observe(result.costs.encode_seconds)
+                if not result.comparison:  # whose costs are those of all its files
+                    self.encode_seconds.labels(file.mime).observe(result.costs.encode_seconds)
         self.completed.labels(used.model, used.profile, "succeeded").inc()
 
     def child_gone(self, reason: str) -> None:

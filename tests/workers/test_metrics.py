@@ -6,6 +6,7 @@ import os
 import urllib.request
 
 from jobs.job import Costs, JobResult, ResultFile, Used
+from jobs.quality import Block, Summary
 from workers.messages import Alive, BatchRan, Evicted, Loaded, Memory, Resized, StageTook
 from workers.metrics import Metrics, resident_bytes
 
@@ -80,6 +81,19 @@ def test_settled_videos_count_by_frames_and_their_stills_not_at_all() -> None:
     assert value(metrics, "pixels_generated_total", **labels) == 17 * 64 * 32
     assert value(metrics, "images_generated_total", **labels) is None
     assert value(metrics, "video_encode_duration_seconds_sum", mime="video/mp4") == 0.25
+
+
+def test_a_comparison_of_videos_says_nothing_of_one_videos_encoding() -> None:
+    metrics, made = Metrics(), result(2)
+    films = tuple(file.model_copy(update={"variant": "video", "num_frames": 17, "fps": 8}) for file in made.files)
+    block = Block(
+        mean_psnr_db=None, identical=1, mean_ssim=1, mean_lpips=None, avg_time_s=1, speedup=1, memory_gib=1,
+        weights_gib=1, activations_gib=1, weights_reduction_percent=0,
+    )  # fmt: skip
+    told = (Summary(profile="w8a8", verdict="passed", quality=block),)
+    metrics.succeeded(made.model_copy(update={"files": films, "comparison": told}))
+    assert value(metrics, "videos_generated_total", **LABELS, is_warmup="false") == 2
+    assert value(metrics, "video_encode_duration_seconds_count", mime=films[0].mime) is None
 
 
 def test_the_series_are_served() -> None:
