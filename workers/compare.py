@@ -65,7 +65,8 @@ def compare(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobR
     ledger = Ledger(request.pictures)
     shelf = Shelf(task, run, ledger, lambda: _go_on(task, report))
     try:
-        return _Comparison(run, request, Drawer(request, task, tools, report, ledger), shelf).result()
+        with tools.users.somebody():
+            return _Comparison(run, request, Drawer(request, task, tools, report, ledger), shelf).result()
     except BaseException:
         shelf.clear()
         raise

@@ -179,8 +179,7 @@ class Device:
             return compare(task, assignment, tools, ChannelReporter(self, run))
         from workers.generate import generate
 
-        with tools.users.somebody():
-            return generate(task, assignment, tools, ChannelReporter(self, run))
+        return generate(task, assignment, tools, ChannelReporter(self, run))
 
     def _watch(self) -> None:
         """Sends signs of life for as long as the hub, where there is one, is not stuck in one thing."""

@@ -173,6 +173,16 @@ def test_users_jobs_share_its_batches(kit: Kit) -> None:
     assert any(batch.jobs == 2 and batch.profile == "float" for batch in kit.batches[before:])
 
 
+def test_background_work_waits_for_it(kit: Kit) -> None:
+    notes = Notes()
+    thread = threading.Thread(target=run, args=(kit, comparison(num_inference_steps=50)), kwargs={"notes": notes})
+    thread.start()
+    notes.first_step.wait(20)
+    assert not kit.tools.users.wait_alone(0)
+    thread.join(60)
+    assert kit.tools.users.wait_alone(0)
+
+
 def test_profiles_opened_to_look_inside_count_as_memory(kit: Kit, result: JobResult) -> None:
     loaded = [message.profile for message in kit.messages if isinstance(message, Loaded)]
     assert f"{PROFILE}@reference" in loaded
