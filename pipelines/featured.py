@@ -12,10 +12,26 @@ from torch import Tensor, nn
 
 import quant
 from jobs.profile import FLOAT, ProfileCard
-from pipelines.denoiser import DenoiserCall, module_bytes
+from pipelines.batch import take_rows
+from pipelines.denoiser import COND, DenoiserCall, module_bytes
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_denoiser
 from pipelines.quantized import open_reference
+
+
+class StepKeeper:
+    """Keeps a row of the first call at each timestep: the conditional one where both branches are there."""
+
+    def __init__(self) -> None:
+        self.calls: dict[float, DenoiserCall] = {}
+
+    def watch(self, call: DenoiserCall) -> None:
+        """Sees a call."""
+        found = (call.branch == COND).nonzero()
+        row = int(found[0]) if len(found) else 0
+        time = float(call.timestep[row].max())  # a few models have one for each token
+        if time not in self.calls:
+            self.calls[time] = take_rows(call, torch.tensor([row]))
 
 
 class Featured:
@@ -51,6 +67,10 @@ class Featured:
             QuantError: the profile cannot tell the moment of the call.
         """
         return torch.stack([self._row(row) for row in _rows(type(self._module), call)])
+
+    def by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """What `run` gave, [B, F], as each module's part of it, [B, width]."""
+        return dict(zip(self._names, torch.split(rows, list(self.widths), dim=1), strict=True))
 
     def _row(self, row: quant.Call) -> Tensor:
         found = quant.features_of(self._module, self._names, [row], self._source)

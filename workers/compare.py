@@ -17,11 +17,12 @@ from jobs.profile import FLOAT
 from jobs.quality import Compared, Report, Scores, Settings, Shown, Summary, judge_picture
 from jobs.request import Notice
 from pipelines.comparison import Distance, mean_of_frames, scores_of
+from pipelines.featured import StepKeeper
 from pipelines.similarity import difference
 from workers.compare_draw import Drawer, Ledger, Measured
 from workers.compare_report import Side, float_report, profile_report
 from workers.compare_shelf import Shelf
-from workers.compare_temporal import StepKeeper, temporal_fidelity
+from workers.compare_temporal import temporal_fidelity
 from workers.generate import Tools
 from workers.judges import Judges
 from workers.seams import Reporter

@@ -12,29 +12,13 @@ from torch import Tensor
 
 from jobs.comparing import CompareRequest
 from jobs.profile import FLOAT
-from pipelines.batch import take_rows
-from pipelines.denoiser import COND, DenoiserCall, TorchDenoiser
+from pipelines.denoiser import DenoiserCall, TorchDenoiser
 from pipelines.featured import Featured, frontier
 from pipelines.temporal import TemporalFidelity, compare_features
 from workers.generate import Tools
 from workers.hub import Served
 from workers.residents import REFERENCE
 from workers.task import Task
-
-
-class StepKeeper:
-    """Keeps a row of the first call at each timestep: the conditional one where both branches are there."""
-
-    def __init__(self) -> None:
-        self.calls: dict[float, DenoiserCall] = {}
-
-    def watch(self, call: DenoiserCall) -> None:
-        """Sees a call."""
-        found = (call.branch == COND).nonzero()
-        row = int(found[0]) if len(found) else 0
-        time = float(call.timestep[row].max())  # a few models have one for each token
-        if time not in self.calls:
-            self.calls[time] = take_rows(call, torch.tensor([row]))
 
 
 def temporal_fidelity(
@@ -56,25 +40,23 @@ def temporal_fidelity(
         if not names:
             return {}
         own = Served(request.model, FLOAT + REFERENCE, Featured(FLOAT, denoiser.module, names))
-        found = {FLOAT: _features(own, names, calls, task, tools)}
+        found = {FLOAT: _features(own, calls, task, tools)}
     for profile in request.profiles:
         with tools.residents.lease(request.model, profile + REFERENCE, task) as lease:
             featured = lease.served.denoiser
             if not isinstance(featured, Featured):
                 raise TypeError(f"{profile} was opened as {type(featured).__name__}")
             served = Served(request.model, profile + REFERENCE, featured.of(names))
-            found[profile] = _features(served, names, calls, task, tools)
+            found[profile] = _features(served, calls, task, tools)
     compared = compare_features(found)
     return {profile: compared[profile] for profile in request.profiles}
 
 
-def _features(
-    served: Served, names: Sequence[str], calls: Sequence[DenoiserCall], task: Task, tools: Tools
-) -> dict[str, Tensor]:
+def _features(served: Served, calls: Sequence[DenoiserCall], task: Task, tools: Tools) -> dict[str, Tensor]:
     """Features by module, [steps, width]."""
     featured = served.denoiser
-    rows = torch.cat([tools.hub.run(task, served, call) for call in calls])
-    tools.hub.leave(task)
     if not isinstance(featured, Featured):
         raise TypeError(f"{served.profile} gives no features")
-    return dict(zip(names, torch.split(rows, list(featured.widths), dim=1), strict=True))
+    rows = torch.cat([tools.hub.run(task, served, call) for call in calls])
+    tools.hub.leave(task)
+    return featured.by_name(rows)

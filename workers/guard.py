@@ -18,13 +18,14 @@ from jobs.catalog import Catalog
 from jobs.guard_record import Comparison, comparison
 from jobs.profile import FLOAT, ProfileCard
 from jobs.request import GenerationRequest
-from jobs.spread import setting_of
+from jobs.spread import Spread, setting_of
+from pipelines.featured import Featured
 from pipelines.session import Order
 from workers.hub import Hub
 from workers.messages import Compared, FromChild, GuardSkipped, SkipReason
 from workers.presence import Presence
 from workers.replay import Gate, Preempted, ReplaySeams, Sample, anchored, features_excess, replayed
-from workers.residents import Lease, NoRoom, Residents
+from workers.residents import REFERENCE, Lease, NoRoom, Residents
 from workers.settings import WorkerSettings
 from workers.task import JobCanceledSignal, Task
 from workers.turns import Turns
@@ -165,9 +166,21 @@ class Guard:
             return None
         seams = ReplaySeams(gate, self._hub, truth.served, own.served, decodes=False)
         excess = anchored(spread, number, truth.components, seams)
-        if card.build not in self._features and self._residents.has_room(card.float_weights_bytes):
-            self._features[card.build] = features_excess(card, spread, truth.components, seams)
+        if spread.temporal_error and card.build not in self._features:
+            self._look_at_features(card, spread, seams)
         return max(excess, self._features.get(card.build, 0.0))
+
+    def _look_at_features(self, card: ProfileCard, spread: Spread, seams: ReplaySeams) -> None:
+        """Measures an artifact's temporal features, where there is room to open it; else it is tried again later."""
+        seams.gate.wait()
+        try:
+            with self._residents.lease(card.model, card.name + REFERENCE, seams.gate.task) as opened:
+                featured = opened.served.denoiser
+                if not isinstance(featured, Featured):
+                    raise TypeError(f"{card.name} was opened as {type(featured).__name__}")
+                self._features[card.build] = features_excess(featured, spread, seams)
+        except NoRoom as fault:
+            log.info("guard: features of %s/%s are not looked at yet: %s", card.model, card.name, fault)
 
     def _skip(self, sample: Sample, reason: SkipReason, gate: Gate | None = None) -> None:
         request = sample.request

@@ -11,18 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 import quant
-from jobs.profile import ProfileCard
+from jobs.profile import FLOAT
 from jobs.request import GenerationRequest
 from jobs.spread import EQUAL_DB, Measured, Spread, temporal_excess
 from pipelines.denoiser import DenoiserCall, TorchDenoiser
-from pipelines.library_call import library_calls, plain
+from pipelines.featured import Featured, StepKeeper
 from pipelines.load import Components
 from pipelines.probe import CallErrors
-from pipelines.quantized import open_reference
 from pipelines.session import Exclusive, Order, Session
 from pipelines.similarity import psnr
 from workers.hub import Hub, Served
@@ -112,14 +110,14 @@ class ReplaySeams:
     own: Served
     decodes: bool = True
     errors: CallErrors = field(default_factory=lambda: CallErrors(1))
-    calls: list[DenoiserCall] = field(default_factory=list)
+    steps: StepKeeper = field(default_factory=StepKeeper)
 
     def denoise(self, call: DenoiserCall) -> Tensor:
         """Float's answer; the profile's is compared with it and dropped."""
         truth = self._run(self.truth, call)
         self.errors.add(call, truth, self._run(self.own, replace(call, pattern=0)))
         if not self.decodes:
-            self.calls.append(call)
+            self.steps.watch(call)
         return truth
 
     def _run(self, served: Served, call: DenoiserCall) -> Tensor:
@@ -168,34 +166,21 @@ def anchored(spread: Spread, number: int, components: Components, seams: ReplayS
     return anchor.excess(seams.errors.errors[0].tolist())
 
 
-def features_excess(card: ProfileCard, spread: Spread, components: Components, seams: ReplaySeams) -> float:
+def features_excess(own: Featured, spread: Spread, seams: ReplaySeams) -> float:
     """How far the artifact's temporal features are off float's, beyond what its build measured; 1 is allowed.
 
     `seams` has answered the calls of one picture: a row of each step's is what features are taken at.
     """
-    names, denoiser = list(spread.temporal_error), seams.truth.denoiser
-    if not names or not isinstance(denoiser, TorchDenoiser):
-        return 0.0
-    module, source = open_reference(card, components)
+    names, denoiser = tuple(spread.temporal_error), seams.truth.denoiser
+    if not isinstance(denoiser, TorchDenoiser):
+        raise TypeError(f"float was opened as {type(denoiser).__name__}")
+    truth, own = Featured(FLOAT, denoiser.module, names), own.of(names)
     found: dict[str, list[float]] = {name: [] for name in names}
-    for call in _rows_by_time(seams.calls, components):
+    for call in seams.steps.calls.values():
         with seams.gate.piece():
-            truth = quant.features_of(denoiser.module, names, [call])
+            wanted = truth.by_name(truth.run(call))
         with seams.gate.piece():
-            own = quant.features_of(module, names, [call], source)
+            given = own.by_name(own.run(call))
         for name in names:
-            found[name] += quant.relative_errors(own[name], truth[name]).tolist()
+            found[name] += quant.relative_errors(given[name], wanted[name]).tolist()
     return temporal_excess(found, spread.temporal_error)
-
-
-def _rows_by_time(calls: list[DenoiserCall], components: Components) -> Iterator[quant.Call]:
-    """One conditional row of a call for each timestep, in order."""
-    seen: list[Tensor] = []
-    for call in calls:
-        if any(torch.equal(call.timestep[:1], old) for old in seen):
-            continue
-        seen.append(call.timestep[:1])
-        whole = library_calls(type(components.skeleton), call)[0]
-        conditional = (whole.clock.branch == quant.COND).nonzero()
-        row = int(conditional[0]) if len(conditional) else 0
-        yield plain(whole.take(torch.tensor([row])))

@@ -40,7 +40,9 @@ class TooLarge(JobFailed):
 
 
 class NoRoom(Exception):
-    """Background work found no memory to spare, or another load under way: nothing is evicted for it."""
+    """Background work found no memory to spare, or another load under way: nothing is evicted for it but idle profiles
+    that were opened to look at their layers.
+    """
 
 
 class Loader(Protocol):
@@ -141,11 +143,6 @@ class Residents:
     def pressed(self) -> bool:
         """Whether a user's job waits for what is in use to become idle."""
         return self._pressed
-
-    def has_room(self, need: int) -> bool:
-        """Whether so many bytes more fit into the budget with nothing evicted."""
-        with self._changed:
-            return not self._pressed and self._total() + need <= self._budget
 
     @contextmanager
     def lease(self, model: str, profile: str, task: Task) -> Iterator[Lease]:
@@ -254,9 +251,9 @@ class Residents:
             while True:
                 task.check()
                 with self._changed:
+                    self._trim(self._budget - need, references_only=task.background)
                     if task.background and self._total() + need > self._budget:
                         raise NoRoom(f"{key[0]}/{key[1] or 'shared parts'} needs about {need} bytes more")
-                    self._trim(self._budget - need)
                     if self._total() + need <= self._budget:
                         self._loading[key] = need
                         return
@@ -274,9 +271,9 @@ class Residents:
         """Whether anything may still become idle: all that is in use but the shared parts that the loader holds."""
         return any(entry.users > int(key == (model, None)) for key, entry in self._entries.items())
 
-    def _trim(self, limit: int) -> None:
+    def _trim(self, limit: int, *, references_only: bool = False) -> None:
         """Evicts idle things, the least recently used first, until the total is within the limit or all are busy."""
-        while self._total() > limit and (idle := self._idle()):
+        while self._total() > limit and (idle := self._idle(references_only)):
             (model, profile), entry = min(idle, key=lambda item: item[1].used)
             del self._entries[model, profile]
             log.info("evicted %s/%s: %d bytes", model, profile or "shared parts", entry.weights_bytes)
@@ -285,13 +282,15 @@ class Residents:
             if profile is not None:
                 self._tell(Departure(model, profile, "memory_budget"))
 
-    def _idle(self) -> list[tuple[_Key, _Entry]]:
+    def _idle(self, references_only: bool) -> list[tuple[_Key, _Entry]]:
         """What nobody uses; a model's shared parts only once none of its profiles is left."""
         held = {model for model, profile in self._entries if profile is not None}
         return [
             (key, entry)
             for key, entry in self._entries.items()
-            if entry.users == 0 and not (key[1] is None and key[0] in held)
+            if entry.users == 0
+            and not (key[1] is None and key[0] in held)
+            and (not references_only or (key[1] or "").endswith(REFERENCE))
         ]
 
     def _total(self) -> int:

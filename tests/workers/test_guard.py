@@ -24,7 +24,7 @@ from pipelines.quantized import load_profile
 from pipelines.spreading import measure_spread, temporal_errors
 from tests.workers.kit import DEFAULTS, TINY, Kit, request, tiny_settings
 from workers.generate import order_of
-from workers.messages import Compared, FromChild, GuardSkipped
+from workers.messages import Compared, FromChild, GuardSkipped, Loaded
 
 PROFILE = "rtn-w4a8"
 SUBJECTS = ["a red box", "b", "c d", "e", "f g h", "i"]
@@ -91,6 +91,7 @@ def test_a_finished_job_is_compared_with_float_and_with_its_build(kit_of: Callab
     assert one.build_excess is not None and one.build_excess < 1, "the same machine meets the same errors"
     assert one.bets is not None and None not in one.bets
     assert not [batch for batch in kit.batches if batch.profile == "float"], "replays are no users' work"
+    assert f"{PROFILE}@reference" in [one.profile for one in told(kit, Loaded)], "what is looked into counts as memory"
 
 
 def test_float_jobs_and_failed_jobs_are_not_sampled(kit_of: Callable[..., Kit]) -> None:

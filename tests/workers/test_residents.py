@@ -16,7 +16,7 @@ from pipelines.load import Components, load_components
 from pipelines.tiny import save_tiny
 from quant import Grow
 from workers.hub import Served
-from workers.residents import Arrival, Departure, Event, Growth, Residents, TooLarge
+from workers.residents import REFERENCE, Arrival, Departure, Event, Growth, NoRoom, Residents, TooLarge
 from workers.task import JobCanceledSignal, Task
 
 
@@ -115,6 +115,20 @@ def test_the_least_recently_used_goes_first(bench: Bench) -> None:
     bench.use("d/float")
     assert bench.gone == ["a/w8a8", "a/float", "b/float"]
     assert bench.residents.weights_bytes == 90, "a is gone, b's shared parts fit beside c and d"
+
+
+def test_background_work_has_nothing_evicted_but_what_was_opened_to_be_looked_at(bench: Bench) -> None:
+    bench.use("a/float", "a/w8a8", f"a/x{REFERENCE}")
+    behind = Task("guard", background=True)
+    with bench.residents.lease("a", f"y{REFERENCE}", behind):
+        assert bench.gone == [f"a/x{REFERENCE}"]
+        with pytest.raises(NoRoom), bench.residents.lease("a", "w4a8", behind):
+            pass
+    with bench.residents.lease("a", "w4a8", behind):
+        assert bench.residents.profiles == [("a", "float"), ("a", "w8a8"), ("a", "w4a8")]
+    with pytest.raises(NoRoom), bench.residents.lease("a", "w6a8", behind):
+        pass
+    assert len(bench.gone) == 2
 
 
 def test_a_busy_one_never_goes_and_the_next_waits_for_it(bench: Bench) -> None:
