@@ -1,4 +1,5 @@
-"""`python -m bench [load] [cpu] [gpu] [memory] [switch] [scale] [tfmq] [trdq] [tune] [video]`: runs benches.
+"""`python -m bench NAME ...`: runs benches: load, sampling, promise, tfmq, trdq, tune, video, cpu, gpu, memory, switch
+and scale.
 
 `python -m bench guard` has options of its own (`--help`).
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cpu, cpu_cells, gpu, guard, load, memory, scale, switch, tfmq, trdq, tune, video
+from bench import cpu, cpu_cells, gpu, guard, load, memory, promise, sampling, scale, switch, tfmq, trdq, tune, video
 from bench.cpu_cells import Size
 
 BENCHES: dict[str, Callable[[], None]] = {
@@ -22,6 +23,8 @@ BENCHES: dict[str, Callable[[], None]] = {
     "tfmq": tfmq.run,
     "trdq": trdq.run,
     "tune": tune.run,
+    "promise": promise.run,
+    "sampling": sampling.run,
     "video": video.run,
 }
 Beside = tuple[Callable[[Size], None], Size, Size]

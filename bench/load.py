@@ -38,7 +38,7 @@ def _body(model: str, profile: str, seed: int) -> dict[str, Any]:
     return {"model": model, "prompt": PROMPT, "profile": profile, "seed": seed, "response_format": "url"}
 
 
-async def _closed(port: int, clients: int, seconds: float, model: str, profile: str) -> list[float]:
+async def closed(port: int, clients: int, seconds: float, model: str, profile: str) -> list[float]:
     """Latencies of all requests that `clients` sent one after the other within the time."""
     latencies: list[float] = []
     end = time.monotonic() + seconds
@@ -71,10 +71,10 @@ async def _settling(port: int, count: int) -> list[float]:
 def overhead(size: Size) -> dict[str, float]:
     """Milliseconds from acceptance to settlement, and jobs per second, with nothing painted."""
     with service(null_model=1) as port:
-        asyncio.run(_closed(port, 8, 2.0, "null", "float"))
-        latencies = asyncio.run(_closed(port, 8, size.seconds, "null", "float"))
+        asyncio.run(closed(port, 8, 2.0, "null", "float"))
+        latencies = asyncio.run(closed(port, 8, size.seconds, "null", "float"))
         settled = asyncio.run(_settling(port, min(len(latencies), 2000)))
-        crowd = asyncio.run(_closed(port, 32, size.seconds, "null", "float"))
+        crowd = asyncio.run(closed(port, 32, size.seconds, "null", "float"))
     return {
         "clients": 8.0,
         "settle_p50_ms": 1000 * percentile(settled, 0.5),
@@ -91,12 +91,12 @@ def batches(size: Size) -> list[dict[str, object]]:
     made: dict[tuple[str, int], list[float]] = {}
     with service() as port:
         for profile in ("float", "w8a8"):
-            asyncio.run(_closed(port, 8, 5.0, "shapes-unet", profile))
+            asyncio.run(closed(port, 8, 5.0, "shapes-unet", profile))
         for _ in range(size.rounds):
             for jobs in BATCHES:
                 for profile in ("float", "w8a8"):
                     began = time.monotonic()
-                    done = asyncio.run(_closed(port, jobs, size.seconds / 2, "shapes-unet", profile))
+                    done = asyncio.run(closed(port, jobs, size.seconds / 2, "shapes-unet", profile))
                     made.setdefault((profile, jobs), []).append(len(done) / (time.monotonic() - began))
     rates = {key: percentile(values, 0.5) for key, values in made.items()}
     return [
@@ -105,7 +105,7 @@ def batches(size: Size) -> list[dict[str, object]]:
     ]
 
 
-async def _poisson(port: int, rate: float, count: int, profile: str, seed: int) -> tuple[float, list[float]]:
+async def poisson(port: int, rate: float, count: int, profile: str, seed: int) -> tuple[float, list[float]]:
     """Pictures per second and latencies of `count` requests that arrive at `rate` per second."""
     rng = random.Random(seed)  # noqa: S311  (arrival times, not secrets)
     latencies: list[float] = []
@@ -130,11 +130,11 @@ def arrivals(size: Size, profile: str = "w8a8") -> list[dict[str, object]]:
     capacity = 0.0
     for name, settings in (("one at a time", {"max_running": 1}), ("batching", {})):
         with service(**settings) as port:
-            asyncio.run(_closed(port, 8, 5.0, "shapes-unet", profile))
+            asyncio.run(closed(port, 8, 5.0, "shapes-unet", profile))
             if not capacity:
-                capacity = len(asyncio.run(_closed(port, 2, size.seconds, "shapes-unet", profile))) / size.seconds
+                capacity = len(asyncio.run(closed(port, 2, size.seconds, "shapes-unet", profile))) / size.seconds
             for load in LOADS:
-                made, waits = asyncio.run(_poisson(port, load * capacity, size.arrivals, profile, int(100 * load)))
+                made, waits = asyncio.run(poisson(port, load * capacity, size.arrivals, profile, int(100 * load)))
                 rows.append(
                     {
                         "load": load,
