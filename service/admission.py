@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import overload
+from typing import Generic, TypeVar, overload
 
 from jobs.catalog import Catalog
 from jobs.errors import InvalidRequest, NoWorker
@@ -28,8 +28,37 @@ from service.resolve import Resolver
 from service.settings import Settings
 
 _LOOK_SECONDS = 1.0
-"""How long a look at the workers or the disk stands: a burst of requests costs one."""
+"""How long a look at the workers, the guard or the disk stands: a burst of requests costs one."""
 NO_WORKER_RETRY_AFTER = 5.0
+
+T = TypeVar("T")
+
+
+class _Look(Generic[T]):
+    """What was seen within the last second. Who comes while one looks waits for the same look."""
+
+    def __init__(self, look: Callable[[], Awaitable[T]]) -> None:
+        self._look = look
+        self._began = 0.0
+        self._task: asyncio.Future[T] | None = None
+
+    async def seen(self) -> T:
+        now = time.monotonic()
+        if self._task is None or (self._task.done() and (now - self._began > _LOOK_SECONDS or _in_vain(self._task))):
+            self._began, self._task = now, asyncio.ensure_future(self._look())
+        return await asyncio.shield(self._task)
+
+    def forget(self) -> None:
+        """Look again at the next request."""
+        self._task = None
+
+
+def _in_vain(task: asyncio.Future[T]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+async def _no_records() -> Sequence[GuardRecord]:
+    return ()
 
 
 class Admission:
@@ -46,17 +75,15 @@ class Admission:
         catalog: Catalog,
         workers: Callable[[], Awaitable[Sequence[WorkerInfo]]],
         check_floor: Callable[[], None],
-        guard: Callable[[], Awaitable[Sequence[GuardRecord]]] | None = None,
+        guard: Callable[[], Awaitable[Sequence[GuardRecord]]] = _no_records,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._guard = guard
-        self._seen_records: tuple[float, Records] | None = None
         defaults: dict[Kind, str] = {"image": settings.default_model, "video": settings.default_video_model}
         self.resolve = Resolver(catalog, defaults, settings.max_video_pixels)
-        self._workers = workers
+        self._workers = _Look(workers)
+        self._records = _Look(guard)
         self._check_floor = check_floor
-        self._seen_workers: tuple[float, Sequence[WorkerInfo]] | None = None
         self._disk_was_fine = float("-inf")
         self.costs = CostBook()
 
@@ -109,16 +136,11 @@ class Admission:
 
     async def guard_records(self) -> Records:
         """What the guard knows, as seen within the last second."""
-        now = time.monotonic()
-        if self._guard is None:
-            return {}
-        if self._seen_records is None or now - self._seen_records[0] > _LOOK_SECONDS:
-            self._seen_records = (now, {record.key: record for record in await self._guard()})
-        return self._seen_records[1]
+        return {record.key: record for record in await self._records.seen()}
 
     def forget_records(self) -> None:
         """Something of the guard was changed here: look again at the next request."""
-        self._seen_records = None
+        self._records.forget()
 
     def _check_cost(self, request: JobRequest) -> None:
         bound = self._settings.max_video_seconds if request.lane == "video" else self._settings.max_job_seconds
@@ -137,18 +159,13 @@ class Admission:
 
     async def live_workers(self) -> Sequence[WorkerInfo]:
         """Workers whose heartbeat is alive, as seen within the last second."""
-        now = time.monotonic()
-        if self._seen_workers is None or now - self._seen_workers[0] > _LOOK_SECONDS:
-            if self._seen_workers is not None:
-                self._seen_workers = (now, self._seen_workers[1])  # one looks; the others go by the last look meanwhile
-            self._seen_workers = (now, await self._workers())
-        return self._seen_workers[1]
+        return await self._workers.seen()
 
     async def _check_worker(self, request: JobRequest) -> None:
         workers = await self.live_workers()
         if any(all(worker.serves(request.model, name, request.lane) for name in request.needs) for worker in workers):
             return
-        self._seen_workers = None  # one may come any moment: look again at the next request
+        self._workers.forget()  # one may come any moment: look again at the next request
         what = f"model {request.model!r} with profile {' and '.join(map(repr, request.needs))}"
         if any(all(worker.serves(request.model, name) for name in request.needs) for worker in workers):
             what += f" and takes from lane {request.lane!r} (HALFTONE_LANES)"

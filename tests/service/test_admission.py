@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from jobs.catalog import Catalog
-from jobs.errors import DiskFull, InvalidRequest, NoWorker, UnknownModel, UnknownProfile
+from jobs.errors import (
+    DiskFull,
+    InvalidRequest,
+    NoWorker,
+    ProfileFailed,
+    Unavailable,
+    UnknownModel,
+    UnknownProfile,
+)
+from jobs.guard_record import GuardRecord, Verdict, empty
 from jobs.job import Costs
 from jobs.records import WorkerInfo
 from jobs.request import AnyRequest, CompareParameters, ImageParameters, VideoParameters
@@ -136,3 +145,53 @@ def test_a_comparison_of_videos_may_take_as_long_as_a_video(make_settings: Calla
     assert again("moving").lane == "video"
     with pytest.raises(InvalidRequest, match="would take about 50 seconds; at most 10 are allowed"):
         again("tiny")
+
+
+def test_a_burst_costs_one_look_at_the_guard_and_goes_by_that(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission._LOOK_SECONDS", 0.05)
+    settings, seen = make_settings(guard_action="refuse"), [list[GuardRecord]()]
+    build = Catalog.scan(settings).profile("tiny", "w8a8").build
+    failed = empty("tiny", "w8a8", build, 0.0).model_copy(update={"verdict": Verdict.FAILED})
+
+    async def workers() -> Sequence[WorkerInfo]:
+        return [READY]
+
+    async def records() -> Sequence[GuardRecord]:
+        seen.append(seen[-1])
+        await asyncio.sleep(0.01)
+        return seen[-1]
+
+    async def burst() -> None:
+        admission = Admission(settings, Catalog.scan(settings), workers, lambda: None, records)
+        await admission.decide(ask(profile="w8a8"))
+        await asyncio.sleep(0.06)
+        seen.append([failed])
+        every = (admission.decide(ask(profile="w8a8")) for _ in range(20))
+        found = await asyncio.gather(*every, return_exceptions=True)
+        assert {type(one) for one in found} == {ProfileFailed}, "none goes by what was seen before"
+        assert len(seen) == 4, "each look notes itself"
+        admission.forget_records()
+        with pytest.raises(ProfileFailed):
+            await admission.decide(ask(profile="w8a8"))
+        assert len(seen) == 5
+
+    asyncio.run(burst())
+
+
+def test_a_look_in_vain_is_tried_again_at_once(make_settings: Callable[..., Settings]) -> None:
+    settings, tries = make_settings(), [1, 0]
+
+    async def workers() -> Sequence[WorkerInfo]:
+        if tries.pop():
+            return [READY]
+        raise Unavailable("the queue is away")
+
+    async def twice() -> None:
+        admission = Admission(settings, Catalog.scan(settings), workers, lambda: None)
+        with pytest.raises(Unavailable):
+            await admission.live_workers()
+        assert await admission.live_workers() == await admission.live_workers() == [READY]
+
+    asyncio.run(twice())
