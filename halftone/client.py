@@ -160,8 +160,7 @@ class Client:
             fields: any other field of POST /v1/quality/compare: model, profiles, seed, seeds, thresholds,
                 negative_prompt, num_inference_steps, guidance_scale, num_frames, fps, temporal, priority.
         """
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        job = wire.read(JobView, self._send(wire.comparison(texts, size, idempotency_key, fields)))
+        job = wire.read(JobView, self._send(wire.comparison(prompts, size, idempotency_key, fields)))
         self._result(job, timeout, on_event)
         return self.report(job.id)
 

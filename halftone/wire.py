@@ -165,23 +165,39 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def submission(prompt: str, size: str | None, idempotency_key: str | None, fields: Mapping[str, Any]) -> Call:
-    """The call that submits a job; fields that are None are left to the model's defaults. Safe to make twice."""
-    body: dict[str, Any] = {"prompt": prompt, **{name: value for name, value in fields.items() if value is not None}}
+    """The call that submits a job; fields that are None are left to the model's defaults. Safe to make twice.
+
+    Raises:
+        InvalidRequest: size and fields contradict each other, or something cannot be sent as JSON.
+    """
+    return Call("POST", "/v1/jobs", _body({"prompt": prompt}, size, fields), headers=_once(idempotency_key))
+
+
+def comparison(
+    prompts: str | Sequence[str], size: str | None, idempotency_key: str | None, fields: Mapping[str, Any]
+) -> Call:
+    """The call that submits a comparison and is answered at once; else as `submission`."""
+    body = _body({"prompts": [prompts] if isinstance(prompts, str) else list(prompts)}, size, fields)
+    headers = _once(idempotency_key) | {"prefer": "respond-async"}
+    return Call("POST", "/v1/quality/compare", body, headers=headers)
+
+
+def _body(asked: dict[str, Any], size: str | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    body = asked | {name: value for name, value in fields.items() if value is not None}
     if size is not None:
         if "width" in body or "height" in body:
             raise InvalidRequest("give either size, or width and height", param="size")
         body["width"], body["height"] = parse_size(size)
-    return Call("POST", "/v1/jobs", body, headers={"idempotency-key": idempotency_key or secrets.token_hex(16)})
+    for name, value in body.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # as httpx does it
+        except (TypeError, ValueError) as fault:
+            raise InvalidRequest(f"{name}: {value!r} cannot be sent as JSON: {fault}", param=name) from fault
+    return body
 
 
-def comparison(
-    prompts: Sequence[str], size: str | None, idempotency_key: str | None, fields: Mapping[str, Any]
-) -> Call:
-    """The call that submits a comparison and is answered at once. Safe to make twice."""
-    call = submission("", size, idempotency_key, fields)
-    body = {**(call.body or {}), "prompts": list(prompts)}
-    del body["prompt"]
-    return Call("POST", "/v1/quality/compare", body, headers=call.headers | {"prefer": "respond-async"})
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    return {"idempotency-key": idempotency_key or secrets.token_hex(16)}
 
 
 def report_path(report_id: str) -> str:

@@ -118,3 +118,21 @@ def test_the_environment_says_where_the_gateway_is() -> None:
 def test_every_error_class_is_found_by_its_code() -> None:
     for kind in (errors.QueueFull, errors.NoWorker, errors.Expired, errors.JobFinished, errors.IdempotencyConflict):
         assert wire.error_class(kind.code, 400) is kind
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"min_psnr_db": float("inf")}, object(), "\udcff"])
+def test_what_json_cannot_hold_is_refused_by_its_name(value: Any) -> None:
+    for call in (wire.submission, wire.comparison):
+        with pytest.raises(errors.InvalidRequest, match=r"quality: .* cannot be sent as JSON") as caught:
+            call("a", None, None, {"quality": value})
+        assert caught.value.param == "quality"
+    with pytest.raises(errors.InvalidRequest, match=r"^prompt: "):
+        wire.submission("a\udcff", None, None, {})
+    with pytest.raises(errors.InvalidRequest, match=r"^prompts: "):
+        wire.comparison(["a", "\udcff"], None, None, {})
+
+
+def test_a_comparison_drops_nothing_that_was_asked() -> None:
+    call = wire.comparison("a", "64x48", "mine", {"prompt": "b", "seed": None})
+    assert call.body == {"prompts": ["a"], "prompt": "b", "width": 64, "height": 48}
+    assert call.headers == {"idempotency-key": "mine", "prefer": "respond-async"}
