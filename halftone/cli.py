@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Halftone: image generation in which every request chooses how hard the model is compressed.",
+    help="Halftone: image and video generation in which every request chooses how hard the model is compressed.",
 )
 
 
@@ -40,7 +40,7 @@ def _show_version(value: bool) -> None:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
 ) -> None:
-    """Halftone: image generation in which every request chooses how hard the model is compressed."""
+    """Halftone: image and video generation in which every request chooses how hard the model is compressed."""
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 import quant
+from halftone import render
 from halftone.build import Found, Progress, choose_subjects, find_model, library_faults, world_spoken
 from halftone.local import open_denoiser
 from jobs.profile import FLOAT, Defaults, GuidanceCard, ModelCard, ProfileCard
@@ -58,15 +59,15 @@ class Row:
         return [
             self.profile,
             str(self.prompts),
-            _or_dash(self.psnr_db, "{:.1f}"),
+            render.or_dash(self.psnr_db, ".1f"),
             str(self.identical),
             f"{self.ssim:.4f}",
             f"{self.ms_ssim:.4f}",
             f"{100 * self.trajectory_distance:.2f}",
-            _or_dash(self.temporal_cosine_worst, "{:.4f}"),
-            _or_dash(self.mismatch_rate, "{:.1f}", 100),
-            _or_dash(self.prompt_accuracy, "{:.1f}", 100),
-            _or_dash(self.frechet, "{:.3f}"),
+            render.or_dash(self.temporal_cosine_worst, ".4f"),
+            render.or_dash(self.mismatch_rate, ".1f", 100),
+            render.or_dash(self.prompt_accuracy, ".1f", 100),
+            render.or_dash(self.frechet, ".3f"),
             f"{self.weights_bytes / 1e6:.1f}",
             f"{share:.0f}",
             f"{self.seconds:.2f}",
@@ -78,9 +79,6 @@ COLUMNS = (
     *("trajectory %", "temporal cosine", "mismatch %", "prompt accuracy %"),
     *("Fréchet", "weights MB", "of float %", "seconds"),
 )
-
-NOTHING = "-"
-"""The cell of what was not measured."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Evaluation:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column heads and rows of cells, without columns in which nothing was measured."""
         rows = [row.cells() for row in self.rows]
-        told = [place for place in range(len(COLUMNS)) if any(row[place] != NOTHING for row in rows)]
+        told = [place for place in range(len(COLUMNS)) if any(row[place] != render.NOTHING for row in rows)]
         return [COLUMNS[place] for place in told], [[row[place] for place in told] for row in rows]
 
     def as_json(self) -> dict[str, Any]:
@@ -211,10 +209,6 @@ def _selections(cards: Mapping[str, ProfileCard]) -> dict[str, Selection]:
 def _row(one: ProfileFidelity, float_weights_bytes: int) -> Row:
     names = [name for name in Row.__dataclass_fields__ if name != "float_weights_bytes"]
     return Row(**{name: getattr(one, name) for name in names}, float_weights_bytes=float_weights_bytes)
-
-
-def _or_dash(value: float | None, form: str, times: float = 1) -> str:
-    return NOTHING if value is None else form.format(times * value)
 
 
 def _reference(card: ModelCard, pictures: int, ours: bool) -> tuple[Reference | None, list[str]]:

@@ -1,6 +1,6 @@
 """Pictures of evaluations as PNG files: curves over denoising steps, and a grid of samples. Knows numbers only.
 
-The one file that imports matplotlib; it draws by the Agg canvas, which needs no display and changes no global state.
+Draws by the Agg canvas, which needs no display and changes no global state.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from jobs.errors import HalftoneError
 from jobs.job import Costs, Used
 
 PIPE_WIDTH = 240
+NOTHING = "-"
+"""The cell of what was not measured."""
 
 
 def plain(value: Any) -> Any:
@@ -63,6 +65,11 @@ def complain(fault: HalftoneError, *, as_json: bool) -> None:
         note(f"halftone: {fault.message}" + (f" ({fault.code})" if fault.code not in fault.message else ""))
 
 
+def or_dash(value: float | None, form: str, times: float = 1) -> str:
+    """A number's cell, such as `.1f` of 100 times a share."""
+    return NOTHING if value is None else format(times * value, form)
+
+
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout. Cells are text, never markup: they may come from prompts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -95,12 +102,11 @@ def profile_row(card: ProfileView) -> list[str]:
     """A profile's cells under PROFILE_COLUMNS."""
     share = 100 * card.weights_bytes / max(1, card.float_weights_bytes)
     bits = f"{card.weight_bits}/{card.activation_bits}"
-    psnr = "-" if card.fidelity is None else _psnr(card.fidelity.psnr_db)
-    accuracy = card.fidelity.prompt_accuracy if card.fidelity else None
-    right = "-" if accuracy is None else f"{100 * accuracy:.1f}"
+    psnr = NOTHING if card.fidelity is None else _psnr(card.fidelity.psnr_db)
+    right = or_dash(card.fidelity.prompt_accuracy if card.fidelity else None, ".1f", 100)
     size = [f"{card.weights_bytes / 1e6:.1f}", f"{share:.0f}"]
-    left_out = f"{100 * card.guidance.saving:.0f}" if card.guidance else "-"
-    best = "-" if card.pareto is None else ", ".join(card.pareto)
+    left_out = or_dash(card.guidance.saving if card.guidance else None, ".0f", 100)
+    best = NOTHING if card.pareto is None else ", ".join(card.pareto)
     return [card.model, card.name, card.backend, bits, *size, psnr, right, left_out, speed_up(card), best]
 
 
@@ -147,14 +153,14 @@ def speed_up(card: ProfileView) -> str:
     """How many times faster than float a profile drew, where both were timed in one run."""
     found = card.fidelity
     if found is None or not found.seconds or not found.float_seconds:
-        return "-"
+        return NOTHING
     return f"{found.float_seconds / found.seconds:.1f}"
 
 
 def job_row(job: JobView) -> list[str]:
     """A job's cells under JOB_COLUMNS."""
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
-    steps = f"{job.progress.step}/{job.progress.total}" if job.progress.total else "-"
+    steps = f"{job.progress.step}/{job.progress.total}" if job.progress.total else NOTHING
     return [job.id, str(job.status), job.profile, steps, made, shortened(str(job.request.get("prompt", "")))]
 
 

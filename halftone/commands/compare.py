@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from halftone import render
-from halftone.commands.generate import Step
+from halftone.commands.steps import Step, require_writable_file, steps_of, steps_shown
 from halftone.options import ApiKey, Json, Local, Url, connected
-from halftone.wire import Event, parse_size
+from halftone.wire import parse_size
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.quality import ProfileReport, Report, Thresholds
 
@@ -58,12 +58,8 @@ def compare(
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
     asked = {name: value for name, value in fields.items() if value is not None}
-    with render.progress_bar() as progress:
-        task = progress.add_task("waiting", total=None)
-
-        def on_step(step: int, total: int) -> None:
-            progress.update(task, description="comparing", completed=step, total=total)
-
+    require_writable_file(html, "html")
+    with steps_shown("comparing") as on_step:
         report, page = (
             _locally(prompts, asked, on_step)
             if local
@@ -105,13 +101,8 @@ def _locally(prompts: list[str], asked: dict[str, Any], on_step: Step) -> tuple[
 def _remotely(
     prompts: list[str], asked: dict[str, Any], on_step: Step, url: str | None, api_key: str | None, *, with_page: bool
 ) -> tuple[Report, str]:
-    def on_event(event: Event) -> None:
-        step, total = event.data.get("step"), event.data.get("total")
-        if event.type == "progress" and isinstance(step, int) and isinstance(total, int):
-            on_step(step, total)
-
     with connected(url, api_key) as client:
-        found = client.compare(prompts, on_event=on_event, **asked)
+        found = client.compare(prompts, on_event=steps_of(on_step), **asked)
         if found.report is None:
             raise Unavailable(f"comparison {found.id} has no report")
         page = client.report_page(found.id) if with_page else ""
@@ -129,24 +120,20 @@ def row(one: ProfileReport) -> list[str]:
     return [
         one.profile,
         one.verdict,
-        _or_dash(one.psnr_db, ".2f"),
+        render.or_dash(one.psnr_db, ".2f"),
         f"{one.identical} of {len(one.pictures)}",
         f"{one.ssim:.4f}",
         f"{one.ms_ssim:.4f}",
         f"{100 * one.latent_error:.2f}",
         f"{100 * one.trajectory_distance:.2f}",
-        _or_dash(one.temporal_cosine_worst, ".5f"),
-        _or_dash(one.mismatch_rate, ".1f", 100),
-        _or_dash(one.prompt_accuracy, ".0f", 100),
+        render.or_dash(one.temporal_cosine_worst, ".5f"),
+        render.or_dash(one.mismatch_rate, ".1f", 100),
+        render.or_dash(one.prompt_accuracy, ".0f", 100),
         f"{one.spent.seconds:.3g}",
         f"{one.speedup:.2f}",
         f"{one.spent.weights_bytes / 1e6:.1f}",
         f"{one.spent.peak_bytes / 1e6:.0f}",
     ]
-
-
-def _or_dash(value: float | None, form: str, times: float = 1) -> str:
-    return "-" if value is None else format(times * value, form)
 
 
 def _tell(report: Report, page: Path | None, *, as_json: bool) -> None:

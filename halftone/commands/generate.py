@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from halftone import render
+from halftone.commands.steps import Step, require_writable_file, steps_of, steps_shown
 from halftone.images import FORMATS, SUFFIXES, VIDEO_FORMATS, VIDEO_SUFFIXES, Images, Video, format_of
 from halftone.options import ApiKey, Json, Local, Url, connected
-from halftone.wire import Event, parse_size
+from halftone.wire import parse_size
 from jobs.errors import InvalidRequest
-
-Step = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 def generate(
@@ -73,25 +69,11 @@ def generate(
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
     asked = {name: value for name, value in fields.items() if value is not None}
-    with _progress() as on_step:
+    require_writable_file(output, "output")
+    with steps_shown("denoising") as on_step:
         made = _locally(prompt, asked, on_step) if local else _remotely(prompt, asked, on_step, url, api_key)
     paths = made.save(output or free_name(prompt, made.pictures[0].seed, _suffix(asked["output_format"], video)))
-    if json:
-        render.emit_json(_as_json(made, paths))
-    else:
-        _tell(made, paths)
-
-
-@contextmanager
-def _progress() -> Iterator[Step]:
-    """A bar that moves with the steps."""
-    with render.progress_bar() as progress:
-        task = progress.add_task("waiting", total=None)
-
-        def on_step(step: int, total: int) -> None:
-            progress.update(task, description="denoising", completed=step, total=total)
-
-        yield on_step
+    _tell(made, paths, as_json=json)
 
 
 def _refuse_frames(given: dict[str, Any]) -> None:
@@ -114,14 +96,9 @@ def _locally(prompt: str, asked: dict[str, Any], on_step: Step) -> Images | Vide
 def _remotely(
     prompt: str, asked: dict[str, Any], on_step: Step, url: str | None, api_key: str | None
 ) -> Images | Video:
-    def on_event(event: Event) -> None:
-        step, total = event.data.get("step"), event.data.get("total")
-        if event.type == "progress" and isinstance(step, int) and isinstance(total, int):
-            on_step(step, total)
-
     with connected(url, api_key) as client:
         make = client.generate_video if asked["kind"] == "video" else client.generate
-        return make(prompt, on_event=on_event, **asked)
+        return make(prompt, on_event=steps_of(on_step), **asked)
 
 
 def free_name(prompt: str, seed: int, suffix: str) -> Path:
@@ -156,7 +133,10 @@ def _as_json(made: Images | Video, paths: list[Path]) -> dict[str, Any]:
     }
 
 
-def _tell(made: Images | Video, paths: list[Path]) -> None:
+def _tell(made: Images | Video, paths: list[Path], *, as_json: bool) -> None:
+    if as_json:
+        render.emit_json(_as_json(made, paths))
+        return
     for path, picture in zip(paths, made.pictures, strict=True):
         render.emit_line(f"{path}  (seed {picture.seed}, {picture.about.size_bytes} bytes)")
     render.note(render.used_line(made.used))

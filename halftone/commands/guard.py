@@ -15,11 +15,12 @@ guard = typer.Typer(no_args_is_help=True, help="Show the quality guard's verdict
 COLUMNS = ("model", "profile", "verdict", "comparisons", "PSNR dB", "at build", "why")
 
 
-def _row(card: GuardCardView) -> list[str]:
-    mean = "-" if card.psnr_db.mean is None else f"{card.psnr_db.mean:.1f}"
+def row(card: GuardCardView) -> list[str]:
+    """A profile's cells under COLUMNS."""
+    mean = render.or_dash(card.psnr_db.mean, ".1f")
     if card.psnr_db.low is not None and card.psnr_db.high is not None:
         mean += f" ({card.psnr_db.low:.1f} to {card.psnr_db.high:.1f})"
-    build = "-" if card.build is None or card.build.psnr_db is None else f"{card.build.psnr_db:.1f}"
+    build = render.or_dash(None if card.build is None else card.build.psnr_db, ".1f")
     verdict = card.verdict if card.current else f"{card.verdict}, of an older build"
     return [card.model, card.profile, verdict, str(card.comparisons), mean, build, card.reason]
 
@@ -32,7 +33,7 @@ def show(url: Url = None, api_key: ApiKey = None, json: Json = False) -> None:
     if json:
         render.emit_json(found)
         return
-    render.emit_table(COLUMNS, map(_row, found.data))
+    render.emit_table(COLUMNS, map(row, found.data))
     render.note(f"A failed profile: {found.action}. Evidence that fails one: {found.failed_at:g}.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halftone import render
-from halftone.commands.offline import ModelArgument
+from halftone.commands.offline import ModelArgument, progress_of
 from halftone.options import Json
 from jobs.errors import InvalidRequest, UnknownModel
 
@@ -113,13 +113,8 @@ def _of_folder(model: str) -> tuple[nn.Module, Discovery]:
     from workers.settings import WorkerSettings
 
     quiet()
-    with render.progress_bar() as progress:
-        task = progress.add_task("reading", total=None)
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        found = find_model(model, WorkerSettings.load(), on_progress)
+    with progress_of() as progress:
+        found = find_model(model, WorkerSettings.load(), progress)
         return examine_folder(found.folder, found.card.defaults)
 
 

@@ -29,7 +29,7 @@ def tune(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Search a recipe: bits and rounding of each layer, tables, guidance plan; at least bytes or time, as promised.
+    """Search a recipe: bits and rounding of each layer, tables, guidance plan: the cheapest that keeps a promise.
 
     Measured once, built, drawn and corrected until pictures of prompts that were held out keep the promise. A killed
     search goes on where it was. The result is a profile like any other, with the recipe that makes it again.

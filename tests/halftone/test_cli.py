@@ -126,10 +126,37 @@ def test_no_server_is_told_with_a_hint() -> None:
     assert "halftone serve" in result.stderr
 
 
-def test_a_file_that_cannot_be_written_is_told(serving: Any) -> None:
-    result = halftone("generate", "hello", "-o", "missing/x.png")
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (("generate", "hello", "-o", "missing/x.png"), "missing/x.png"),
+        (("generate", "hello", "-o", "folder.png"), "folder.png is a folder"),
+        (("generate", "hello", "--local", "-o", "missing/x.png"), "missing/x.png"),
+        (("compare", "hello", "--html", "missing/x.html"), "missing/x.html"),
+        (("compare", "hello", "--html", "folder.png"), "folder.png is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    serving: Any, alone: Path, command: tuple[str, ...], text: str
+) -> None:
+    Path("folder.png").mkdir()
+    before = answer("jobs", "list", "--limit", "1")["data"]
+    result = halftone(*command)
     assert result.exit_code == 1
-    assert "missing/x.png" in result.stderr
+    assert text in result.stderr
+    assert answer("jobs", "list", "--limit", "1")["data"] == before, "nothing was asked of the service"
+
+
+def test_a_file_that_exists_is_written_again(serving: Any, alone: Path) -> None:
+    Path("x.png").write_bytes(b"")
+    assert halftone("generate", "hello", "-o", "x.png").exit_code == 0
+    assert Path("x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_numbers_that_are_none_are_a_line() -> None:
+    result = halftone("generate", "hello", "--guidance", "nan", "--url", "http://127.0.0.1:9")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "guidance_scale: nan cannot be sent as JSON" in result.stderr
 
 
 def test_key_tells_the_hash_that_the_service_takes() -> None:
