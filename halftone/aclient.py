@@ -214,6 +214,7 @@ class AsyncClient:
         failures = 0
         while True:
             opened = time.monotonic()
+            error: HalftoneError
             try:
                 async with contextlib.aclosing(self._stream(job_id, after, deadline)) as events:
                     async for event in events:
@@ -221,19 +222,19 @@ class AsyncClient:
                         yield event
                         if event.final:
                             return
+            except httpx.TransportError as fault:
+                error = wire.unreachable(self._http.base_url, fault)
+            except HalftoneError as fault:
+                error = fault
+            else:
                 if (await self.job(job_id)).status.final:  # its events have expired, or `after` was the last
                     return
-                error: HalftoneError = wire.broken_off(job_id)
-            except httpx.TransportError as fault:
-                wire.silence(job_id, deadline)
-                error = wire.unreachable(self._http.base_url, fault)
+                error = wire.broken_off(job_id)
+            wire.silence(job_id, deadline)
             if time.monotonic() - opened > wire.LIVED_SECONDS:
                 failures = 0
-            delay = self._retry.delay(failures, error)
-            if delay is None:
-                raise error
+            await asyncio.sleep(self._retry.pause(failures, error, deadline))
             failures += 1
-            await asyncio.sleep(delay)
 
     async def models(self) -> tuple[views.ModelView, ...]:
         """The models that the service knows."""
@@ -271,10 +272,7 @@ class AsyncClient:
                 error = wire.error_of(response)
             except httpx.TransportError as fault:
                 error = wire.unreachable(self._http.base_url, fault)
-            delay = self._retry.delay(attempt, error)
-            if delay is None:
-                raise error
-            await asyncio.sleep(delay)
+            await asyncio.sleep(self._retry.pause(attempt, error))
         raise AssertionError  # count() does not end
 
     async def _stream(self, job_id: str, after: str | None, deadline: float | None) -> AsyncGenerator[Event, None]:

@@ -219,25 +219,26 @@ class Client:
         failures = 0
         while True:
             opened = time.monotonic()
+            error: HalftoneError
             try:
                 for event in self._stream(job_id, after, deadline):
                     after, failures = event.id, 0
                     yield event
                     if event.final:
                         return
+            except httpx.TransportError as fault:
+                error = wire.unreachable(self._http.base_url, fault)
+            except HalftoneError as fault:
+                error = fault
+            else:
                 if self.job(job_id).status.final:  # its events have expired, or `after` was the last
                     return
-                error: HalftoneError = wire.broken_off(job_id)
-            except httpx.TransportError as fault:
-                wire.silence(job_id, deadline)
-                error = wire.unreachable(self._http.base_url, fault)
+                error = wire.broken_off(job_id)
+            wire.silence(job_id, deadline)
             if time.monotonic() - opened > wire.LIVED_SECONDS:
                 failures = 0
-            delay = self._retry.delay(failures, error)
-            if delay is None:
-                raise error
+            time.sleep(self._retry.pause(failures, error, deadline))
             failures += 1
-            time.sleep(delay)
 
     def models(self) -> tuple[ModelView, ...]:
         """The models that the service knows."""
@@ -275,10 +276,7 @@ class Client:
                 error = wire.error_of(response)
             except httpx.TransportError as fault:
                 error = wire.unreachable(self._http.base_url, fault)
-            delay = self._retry.delay(attempt, error)
-            if delay is None:
-                raise error
-            time.sleep(delay)
+            time.sleep(self._retry.pause(attempt, error))
         raise AssertionError  # count() does not end
 
     def _stream(self, job_id: str, after: str | None, deadline: float | None) -> Iterator[Event]:

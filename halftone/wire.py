@@ -96,6 +96,13 @@ class RetryPolicy:
             return error.retry_after if error.retry_after <= self.max_wait else None
         return min(0.2 * 2.0**attempt, self.max_wait) if isinstance(error, Unavailable) else None
 
+    def pause(self, attempt: int, error: HalftoneError, deadline: float | None = None) -> float:
+        """As `delay`, but not past `deadline` (monotonic seconds); raises `error` where it gives up."""
+        delay = self.delay(attempt, error)
+        if delay is None:
+            raise error
+        return delay if deadline is None else max(0.0, min(delay, deadline - time.monotonic()))
+
 
 def _families(root: type[HalftoneError]) -> dict[str, type[HalftoneError]]:
     found = {root.code: root}
@@ -262,12 +269,8 @@ def file_path(file_id: str) -> str:
 
 def listing(limit: int, after: str | None, status: str | None, path: str = "/v1/jobs") -> Call:
     """The call for one page of jobs, or of reports."""
-    query: dict[str, str | int] = {"limit": limit}
-    if after is not None:
-        query["after"] = after
-    if status is not None:
-        query["status"] = status
-    return Call("GET", path, query=query)
+    query: dict[str, str | int | None] = {"limit": limit, "after": after, "status": status}
+    return Call("GET", path, query={name: value for name, value in query.items() if value is not None})
 
 
 def event_headers(after: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -181,6 +182,47 @@ def test_a_broken_stream_is_taken_up_where_it_ended(monkeypatch: pytest.MonkeyPa
     assert [request.headers.get("last-event-id") for request in asked] == [None, None, "0-0", "0-0"]
 
 
+def crowded() -> httpx.Response:
+    body = {"error": {"code": "too_many_streams", "message": "close one", "param": None}}
+    return httpx.Response(429, json=body, headers={"retry-after": "5"})
+
+
+def ending() -> httpx.Response:
+    return httpx.Response(200, text="id: 1-0\nevent: succeeded\ndata: {}\n\n")
+
+
+def test_a_stream_that_is_refused_for_now_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    transport, asked = answering(crowded(), httpx.Response(503, text="draining"), ending())
+    with Client("http://gateway", transport=transport) as client:
+        assert [event.type for event in client.watch(GONE)] == ["succeeded"]
+    assert (slept, len(asked)) == ([5.0, 0.4], 3)
+    transport, asked = answering(*[crowded()] * 3)
+    with (
+        Client("http://gateway", transport=transport, retry=RetryPolicy(retries=2)) as client,
+        pytest.raises(errors.HalftoneError, match="close one"),
+    ):
+        list(client.watch(GONE))
+    assert len(asked) == 3
+
+
+def test_nobody_waits_for_another_try_past_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    wait = time.sleep
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        wait(min(seconds, 0.3))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    transport, asked = answering(*[crowded()] * 9)
+    with Client("http://gateway", transport=transport) as client, pytest.raises(errors.TimedOut):
+        list(client.watch(GONE, timeout=0.2))
+    assert slept and max(slept) <= 0.2
+    assert len(asked) == len(slept)
+
+
 def test_a_client_is_shared_between_threads(client: Client) -> None:
     made: list[int] = []
     threads = [threading.Thread(target=lambda: made.append(len(client.generate("hello")))) for _ in range(4)]
@@ -218,6 +260,20 @@ async def test_the_async_client_tries_again() -> None:
         assert (await client.submit("hello")).id == GONE
     assert len({request.headers["idempotency-key"] for request in asked}) == 1
     assert len(asked) == 3
+
+
+@pytest.mark.anyio
+async def test_the_async_client_opens_a_refused_stream_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    transport, asked = answering(crowded(), httpx.ReadError("reset"), ending())
+    async with AsyncClient("http://gateway", transport=transport) as client:
+        assert [event.type async for event in client.watch(GONE)] == ["succeeded"]
+    assert (slept, len(asked)) == ([5.0, 0.4], 3)
 
 
 def test_both_clients_have_the_same_methods() -> None:
