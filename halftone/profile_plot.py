@@ -60,13 +60,14 @@ def plot_profiles(file: Path, models: Mapping[str, Sequence[Place]]) -> None:
 def plot_search(file: Path, model: str, story: Story, found: Sequence[Place], chosen: str) -> None:
     """What a search expected of its recipes as a line, and what profiles there are, the found one among them."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
+    title = f"{model}: {story.objective}, {story.min_psnr_db:g} dB promised"
     for axes, axis in zip(figure.subplots(1, 2), AXES, strict=True):
         points = [dot._replace(best=dot.name == chosen) for dot in dots(found, axis) if dot.y is not None]
-        draw(axes, points, f"{model}: {story.objective}, {story.min_psnr_db:g} dB promised", LABELS[axis], joined=False)
-        spots = _expected(story, axis, next((place for place in found if place.name == chosen), None))
-        axes.plot(*zip(*spots, strict=True), color=BEST, linewidth=1.4, alpha=0.6, zorder=1, label="expected")
-        if axis == "bytes":
-            built = [(one.bytes * SCALES[axis], one.psnr_db) for one in story.rounds]
+        expected = _expected(story, axis, next((place for place in found if place.name == chosen), None))
+        built = [(one.bytes * SCALES[axis], one.psnr_db) for one in story.rounds] if axis == "bytes" else []
+        draw(axes, points, title, LABELS[axis], joined=False, beside=[*expected, *built])
+        axes.plot(*zip(*expected, strict=True), color=BEST, linewidth=1.4, alpha=0.6, zorder=1, label="expected")
+        if built:
             axes.scatter(*zip(*built, strict=True), marker="x", color=BEST, s=36, zorder=4, label="built and drawn")
         axes.axhline(story.min_psnr_db, color=BEATEN, linewidth=0.8, linestyle="--", label="promise")
         axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -92,9 +93,20 @@ def dots(found: Sequence[Place], axis: Axis) -> list[Dot]:
     ]
 
 
-def draw(axes: Axes, points: Sequence[Dot], title: str, what: str, *, joined: bool = True) -> None:
-    """Points with names; the ones that nothing beats in colour and, if `joined`, joined by a staircase."""
-    known = sorted(dot.y for dot in points if dot.y is not None)
+def draw(
+    axes: Axes,
+    points: Sequence[Dot],
+    title: str,
+    what: str,
+    *,
+    joined: bool = True,
+    beside: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Points with names; the ones that nothing beats in colour and, if `joined`, joined by a staircase.
+
+    `beside` has what else, at (x, y), is to have room.
+    """
+    known = sorted([dot.y for dot in points if dot.y is not None] + [y for _, y in beside])
     low, high = (known[0], known[-1]) if known else (0.0, 1.0)
     room = max(1.0, 0.12 * (high - low))
     top = high + 1.6 * room
@@ -109,7 +121,7 @@ def draw(axes: Axes, points: Sequence[Dot], title: str, what: str, *, joined: bo
     axes.set_xlabel(what)
     axes.set_ylabel("PSNR to float, dB")
     axes.set_ylim(low - room, top + 0.7 * room)
-    _spread(axes, [dot.x for dot in points])
+    _spread(axes, [dot.x for dot in points] + [x for x, _ in beside])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     for dot in points:

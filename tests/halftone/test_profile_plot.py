@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from halftone.plots import Picture
-from halftone.profile_plot import BEST, dots, plot_profiles
+from halftone.profile_plot import BEST, dots, plot_profiles, plot_search
 from jobs.pareto import Place
+from pipelines.tune_order import Round, Spot, Story
 
 FOUND = [
     Place("float", math.inf, 0.2, 32_000_000),
@@ -60,3 +63,20 @@ def test_names_keep_apart(tmp_path: Path) -> None:
     crowd = [Place(f"profile-{i}", 50.0 + 0.05 * i, 0.1 + 0.0005 * i, 8_000_000 + 9000 * i) for i in range(6)]
     plot_profiles(tmp_path / "crowd.png", {"m": crowd})
     assert (tmp_path / "crowd.png").stat().st_size > 10_000
+
+
+def test_a_search_has_room_for_all_that_it_expected_and_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("halftone.profile_plot.save", lambda figure, path: drawn.append(figure))
+    spots = tuple(Spot(psnr_db=25 + 6 * i, bytes=1e6 * (2 + i), seconds=0.1 + 0.03 * i) for i in range(7))
+    built = Round(expected_psnr_db=36, psnr_db=20, bytes=9_100_000, expected_bytes=4e6, expected_seconds=0.1)
+    story = Story(objective="memory", min_psnr_db=35, rounds=(built,), frontier=spots)
+    plot_search(tmp_path / "a.png", "m", story, [FOUND[0], Place("tuned", 36.0, 0.2, 4_500_000)], "tuned")
+    (figure,) = drawn
+    for axes in figure.axes:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        curves = [line.get_xydata() for line in axes.lines if line.get_label() == "expected"]
+        marks = [marks.get_offsets() for marks in axes.collections]
+        assert len(curves) == 1 and len(marks) == (2 if "MB" in axes.get_xlabel() else 1)
+        for x, y in np.concatenate([np.asarray(some) for some in (*curves, *marks)]):
+            assert left <= x <= right and low <= y <= high
