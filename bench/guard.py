@@ -96,7 +96,7 @@ def stream(model: Model, card: ProfileCard, spread: Spread, case: Case, cache: P
     for number, measured in enumerate(found):
         due = number < RECHECKS or number % LATER_RECHECKS == 0
         excess = excesses[number % len(excesses)] if due else None
-        one = comparison(card, f"{case.name}-{number}", spread.setting, measured, excess, 0.0)
+        one = comparison(card, spread.setting, f"{case.name}-{number}", spread.setting, measured, excess, 0.0)
         record = after(record, one, float(number))
         yield record
 

@@ -73,12 +73,22 @@ class Comparison(BaseModel):
 
 
 def comparison(
-    card: ProfileCard, name: str, setting: Setting, measured: Measured, build_excess: float | None, seconds: float
+    card: ProfileCard,
+    usual: Setting,
+    name: str,
+    setting: Setting,
+    measured: Measured,
+    build_excess: float | None,
+    seconds: float,
 ) -> Comparison:
-    """A picture of a profile beside float's, judged by what the profile's build measured."""
+    """A picture of a profile beside float's, judged by what the profile's build measured: a mean alone, which is of
+    `usual`, the model's defaults, tells nothing of pictures at other settings.
+    """
     fidelity = card.fidelity
     spread = None if fidelity is None else fidelity.spread
-    judged = None if fidelity is None else bets(measured, setting, spread, fidelity.psnr_db, build_excess)
+    elsewhere = fidelity is not None and setting != (usual if spread is None else spread.setting)
+    mean = None if fidelity is None or elsewhere else fidelity.psnr_db
+    judged = None if fidelity is None else bets(measured, setting, spread, mean, build_excess)
     return Comparison(
         id=name,
         model=card.model,
@@ -90,7 +100,7 @@ def comparison(
         call_errors=tuple(measured.call_errors),
         build_excess=build_excess,
         bets=judged,
-        elsewhere=spread is not None and setting != spread.setting,
+        elsewhere=elsewhere,
         seconds=seconds,
     )
 
@@ -158,7 +168,7 @@ class GuardRecord(BaseModel):
     profile: ProfileName
     artifact: str
     verdict: Verdict = Verdict.HEALTHY
-    reason: str = "nothing was compared yet"
+    reason: str = "nothing was compared with its build yet"
     since: float
     updated: float
     comparisons: int = 0
@@ -189,14 +199,14 @@ def empty(model: str, profile: str, artifact: str, now: float) -> GuardRecord:
 
 
 def after(record: GuardRecord, one: Comparison, now: float) -> GuardRecord:
-    """The record once a comparison has come. A failed verdict stays failed."""
+    """The record once a comparison has come. A failed verdict stays failed; what tells nothing leaves any as it is."""
     if one.id in record.seen and one.artifact == record.artifact:
         return record
     if one.artifact != record.artifact:
         record = empty(one.model, one.profile, one.artifact, now)
     detectors = record.detectors if one.bets is None else record.detectors.after(one.bets)
     verdict, reason = judge(detectors, record.comparisons + 1, judged=one.bets is not None)
-    if record.verdict is Verdict.FAILED:
+    if record.verdict is Verdict.FAILED or one.bets == Bets():
         verdict, reason = record.verdict, record.reason
     return record.model_copy(
         update={

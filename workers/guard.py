@@ -147,6 +147,7 @@ class Guard:
     def _comparison(self, sample: Sample, gate: Gate) -> Comparison:
         request = sample.request
         card = self._catalog.profile(request.model, request.profile)
+        usual = setting_of(self._catalog.card(request.model).defaults)
         gate.wait()
         with (
             self._residents.lease(request.model, FLOAT, gate.task) as truth,
@@ -155,7 +156,7 @@ class Guard:
             seams = ReplaySeams(gate, self._hub, truth.served, own.served)
             measured = replayed(sample, truth.components, seams)
             excess = self._recheck(card, truth, own, gate)
-        return comparison(card, sample.id, setting_of(request), measured, excess, gate.seconds)
+        return comparison(card, usual, sample.id, setting_of(request), measured, excess, gate.seconds)
 
     def _recheck(self, card: ProfileCard, truth: Lease, own: Lease, gate: Gate) -> float | None:
         """Measures again a picture of the build, and once a process its temporal features; None where not due."""

@@ -122,14 +122,30 @@ def test_an_estimate_is_a_plain_mean_first_and_then_forgets() -> None:
 
 def test_a_comparison_is_judged_by_the_cards_build() -> None:
     pictures = [Measured(40.0 + number, 0.01, (0.01, 0.02, 0.01)) for number in range(20)]
-    spread = spread_of(pictures, SETTING)
-    card = ProfileCard(
-        name="w8a8", model="m", backend="openvino", recipe="w8a8", weight_bits=8, activation_bits=8,
-        weights_bytes=1, float_weights_bytes=4, build="one",
-        fidelity=Fidelity(prompts=20, psnr_db=50, ssim=1, spread=spread),
-    )  # fmt: skip
+    card = card_of(Fidelity(prompts=20, psnr_db=50, ssim=1, spread=spread_of(pictures, SETTING)))
     assert "spread" not in card.model_dump()["fidelity"], "a card as answers show it has no lists of pictures"
-    told = comparison(card, "job", SETTING, pictures[3], None, 0.1)
+    told = comparison(card, SETTING, "job", SETTING, pictures[3], None, 0.1)
     assert told.bets is not None and told.bets.call is not None and told.artifact == "one" and not told.elsewhere
-    far = comparison(card, "job", SETTING._replace(width=128), pictures[3], 2.0, 0.1)
+    far = comparison(card, SETTING, "job", SETTING._replace(width=128), pictures[3], 2.0, 0.1)
     assert far.elsewhere and far.bets is not None and far.bets.picture is None and far.bets.build == 50
+
+
+def test_a_builds_mean_tells_of_the_models_defaults_alone() -> None:
+    card, bad = card_of(Fidelity(prompts=20, psnr_db=50, ssim=1)), Measured(20.0, 0.1, (0.1, 0.1, 0.1))
+    record, far = empty("m", "w8a8", "one", 0.0), SETTING._replace(guidance_scale=15.0)
+    for number in range(40):
+        one = comparison(card, SETTING, f"far-{number}", far, bad, None, 0.1)
+        assert one.elsewhere and one.bets == Bets()
+        record = after(record, one, 1.0)
+    assert (record.verdict, record.comparisons, record.elsewhere) == (Verdict.HEALTHY, 40, 40)
+    assert record.reason == "nothing was compared with its build yet"
+    for number in range(8):
+        record = after(record, comparison(card, SETTING, f"near-{number}", SETTING, bad, None, 0.1), 2.0)
+    assert record.verdict is Verdict.FAILED and record.elsewhere == 40
+
+
+def card_of(fidelity: Fidelity) -> ProfileCard:
+    return ProfileCard(
+        name="w8a8", model="m", backend="openvino", recipe="w8a8", weight_bits=8, activation_bits=8,
+        weights_bytes=1, float_weights_bytes=4, build="one", fidelity=fidelity,
+    )  # fmt: skip
