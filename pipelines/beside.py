@@ -14,12 +14,17 @@ from pipelines.drawing import draw_batch
 from pipelines.families import Subject
 from pipelines.load import Components
 
+KEPT_BYTES = 2**30
+"""Of answers that are remembered; what comes when there are so many is computed every time."""
+
 ROUNDS = 3
 """That count, of pictures drawn by one denoiser and the other in turn."""
 
 
 class Remembered:
-    """The float denoiser, which computes nothing twice: all rows are compared with the same pictures."""
+    """The float denoiser, which computes nothing twice, as far as `KEPT_BYTES` go: all rows are compared with the same
+    pictures.
+    """
 
     backend = "torch"
     fallbacks = 0
@@ -29,15 +34,21 @@ class Remembered:
     def __init__(self, denoiser: TorchDenoiser) -> None:
         self.denoiser = denoiser
         self._answers: dict[bytes, Tensor] = {}
+        self._bytes = 0
         self.name = denoiser.name
         self.weights_bytes = denoiser.weights_bytes
 
     def run(self, call: DenoiserCall) -> Tensor:
         """The float denoiser's output."""
         key = hashlib.blake2b(b"".join(_bytes_of(call))).digest()
-        if key not in self._answers:
-            self._answers[key] = self.denoiser.run(call)
-        return self._answers[key].clone()
+        known = self._answers.get(key)
+        if known is not None:
+            return known.clone()
+        answer = self.denoiser.run(call)
+        if self._bytes + answer.nbytes <= KEPT_BYTES:
+            self._bytes += answer.nbytes
+            self._answers[key] = answer
+        return answer.clone()
 
 
 def _bytes_of(call: DenoiserCall) -> Iterator[bytes]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 
-from torch import nn
-
 from jobs.profile import FLOAT, Defaults, ProfileCard
 from jobs.spread import EQUAL_DB, Anchor, Measured, Point, Spread, log_errors, setting_of, spread_of
 from pipelines.calibrate import Progress, batched_range, silent
@@ -97,14 +95,14 @@ def compared(
 
 
 def temporal_errors(
-    components: Components, card: ProfileCard, subject: Subject, defaults: Defaults, denoiser: nn.Module | None = None
+    components: Components, card: ProfileCard, subject: Subject, defaults: Defaults
 ) -> dict[str, tuple[float, ...]]:
     """Relative error of an artifact's temporal features at each step, by module, as its files say; {} where none are.
 
     Raises:
         UnsupportedModel: the artifact is missing, changed, or of another model.
     """
-    found = temporal_features(components, [card], subject, defaults, denoiser)
+    found = temporal_features(components, [card], subject, defaults)
     return _errors(found[card.name], found[FLOAT]) if found else {}
 
 

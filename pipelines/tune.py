@@ -97,7 +97,7 @@ class _Tuner:
 
     def tune(self) -> Tuned:
         """The whole search."""
-        measured = self._measured()
+        measured = self.once.get("measured", Measured, self._measure)
         self.float_bytes = measured.float_bytes
         search = Search(measured, self.order.objective)
         aim, held = self.order.min_psnr_db + MARGIN_DB, None
@@ -108,7 +108,7 @@ class _Tuner:
             if reached >= self.order.min_psnr_db:
                 held = found
             elif len(self.rounds) >= ROUNDS:
-                raise OutOfReach(self._short(reached))
+                raise self._out_of_reach(reached)
             else:
                 aim += MARGIN_DB + self.order.min_psnr_db - reached
         return self._finished(search, recipe, place, held)
@@ -135,7 +135,7 @@ class _Tuner:
             elif finest or len(self.rounds) >= ROUNDS:
                 break
         if not kept:
-            raise OutOfReach(self._short())
+            raise self._out_of_reach()
         return min(kept, key=lambda one: one[0])[1:]
 
     def _saves(self, place: Path) -> bool:
@@ -143,8 +143,9 @@ class _Tuner:
         manifest = quant.read_manifest(place)
         return manifest.weights_bytes <= MOST_OF_FLOAT * manifest.float_weights_bytes
 
-    def _short(self, held_out: float | None = None) -> str:
-        return shortfall(self.order.min_psnr_db, self.rounds, self.float_bytes, held_out)
+    def _out_of_reach(self, held_out: float | None = None) -> OutOfReach:
+        self._clear()
+        return OutOfReach(shortfall(self.order.min_psnr_db, self.rounds, self.float_bytes, held_out))
 
     def _chosen(self, search: Search, aim: float) -> tuple[Choice, bool]:
         """The choice that is expected to reach an aim, and whether nothing finer is left."""
@@ -206,18 +207,19 @@ class _Tuner:
         return self.once.get(name, ProfileFidelity, lambda: self._draw(place, subjects, first))
 
     def _draw(self, place: Path, subjects: Sequence[Subject], first: int) -> ProfileFidelity:
+        order, truth = self.order, self._float()
         card = Manifest.read(place / quant.MANIFEST).card(place)
-        profile = load_profile(card, self.components, self.order.means)
+        profile = load_profile(card, self.components, order.means)
         try:
-            features = temporal_features(self.components, [card], subjects[0], self.order.defaults)
-            denoisers: dict[str, Denoiser] = {FLOAT: self._float(), card.name: profile}
+            features = temporal_features(self.components, [card], subjects[0], order.defaults, truth.denoiser.module)
+            denoisers: dict[str, Denoiser] = {FLOAT: truth, card.name: profile}
             found = evaluate(
                 self.components,
                 denoisers,
                 subjects,
-                self.order.defaults,
-                seed=self.order.seed + 1_000_000 + first,
-                checker=self.order.checker,
+                order.defaults,
+                seed=order.seed + 1_000_000 + first,
+                checker=order.checker,
                 features=features,
                 progress=self.progress,
             )
@@ -240,9 +242,13 @@ class _Tuner:
         order.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(order.out) as partial:
             shutil.copytree(place, partial, dirs_exist_ok=True)
+        self._clear()
+        return Tuned(order.out / quant.MANIFEST, story)
+
+    def _clear(self) -> None:
+        """Removes artifacts that were built on the way; a killed search keeps them."""
         for one in self.places:
             shutil.rmtree(one, ignore_errors=True)
-        return Tuned(order.out / quant.MANIFEST, story)
 
     def _seconds(self, place: Path) -> dict[str, float]:
         card = Manifest.read(place / quant.MANIFEST).card(place)
@@ -264,11 +270,8 @@ class _Tuner:
             objective=order.objective, min_psnr_db=order.min_psnr_db, rounds=tuple(self.rounds), frontier=spots
         )
 
-    def _measured(self) -> Measured:
-        """What the search needs, measured once for a model, its subjects and settings."""
-        return self.once.get("measured", Measured, self._measure)
-
     def _measure(self) -> Measured:
+        """What the search needs, measured once for a model, its subjects and settings."""
         order = self.order
         bench = Bench(
             self.components,

@@ -72,6 +72,7 @@ def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch:
         refused = tune(folder, 99, "--name", "mine")
     assert refused.exit_code == 1 and "reaches 99 dB: " in refused.stderr, refused.output
     assert not Path("data/artifacts/tiny/mine").exists()
+    assert not list(Path("data/artifacts/tiny/.tuning").glob("recipe-*")), "recipes that were no answer are removed"
     kept = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny/.tuning").glob("*.json")}
     assert {name.partition("-")[0] for name in kept} == {"offers", "effects", "times", "measured", "drawn"}
 

@@ -37,6 +37,17 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed_up(components: Component
     assert all(torch.equal(now, plain.run(call)) for now, call in zip(again, calls, strict=True))
 
 
+def test_memory_is_bounded(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _Counting("float", load_denoiser(components))
+    truth, calls = Remembered(plain), typical_calls(components, 3)
+    monkeypatch.setattr(beside, "KEPT_BYTES", 2 * plain.run(calls[0]).nbytes)
+    plain.calls = 0
+    for _ in range(2):
+        answers = [truth.run(call) for call in calls]
+    assert plain.calls == len(calls) + 1, "two are remembered, the third is computed again"
+    assert all(torch.equal(now, plain.run(call)) for now, call in zip(answers, calls, strict=True))
+
+
 def test_seconds_are_of_denoisers_that_compute_every_time(
     components: Components, monkeypatch: pytest.MonkeyPatch
 ) -> None:
