@@ -17,6 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import quant
+from jobs.manifest import Manifest
 from jobs.profile import Defaults, ProfileCard
 from jobs.spread import Point, Spread
 from pipelines import calibrate
@@ -125,10 +126,7 @@ def model_defaults(folder: Path) -> Defaults:
 
 def card_of(artifact: Path) -> ProfileCard:
     """The profile card of an artifact in the zoo."""
-    manifest = quant.read_manifest(artifact)
-    names = ("model", "backend", "weight_bits", "activation_bits", "weights_bytes", "float_weights_bytes")
-    facts = {name: getattr(manifest, name) for name in names}
-    return ProfileCard.model_validate({**facts, "name": artifact.name, "recipe": artifact.name, "artifact": artifact})
+    return Manifest.read(artifact / quant.MANIFEST).card(artifact)
 
 
 @dataclass(frozen=True)
