@@ -18,7 +18,7 @@ from halftone.views import ProfileView
 from jobs.errors import InvalidRequest
 from jobs.manifest import Manifest
 from jobs.pareto import places
-from jobs.profile import FLOAT
+from jobs.profile import AUTO, FLOAT
 from jobs.request import ProfileName
 from pipelines.families import Subject
 from pipelines.load import quiet
@@ -115,6 +115,8 @@ def _check_name(name: str, found: Found) -> None:
         TypeAdapter(ProfileName).validate_python(name)
     except ValidationError as fault:
         raise InvalidRequest(f"{name!r} is no profile's name: {fault.errors()[0]['msg']}", param="name") from fault
+    if name == AUTO:
+        raise InvalidRequest(f"no profile may be named {AUTO!r}, which asks for one to be chosen", param="name")
     taken = found.card.profile(name)
     if name == FLOAT or (taken is not None and not (taken.artifact and (taken.artifact / STORY).is_file())):
         told = f"model {found.card.id!r} has a profile {name!r} already, which tuning did not make: give another --name"

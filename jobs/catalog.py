@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.errors import UnknownModel, UnknownProfile
 from jobs.manifest import FILE_NAME, Manifest
 from jobs.model_folder import BrokenModel, null_model, read_model
-from jobs.profile import FLOAT, ModelCard, ProfileCard
+from jobs.profile import AUTO, FLOAT, ModelCard, ProfileCard
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,11 +81,13 @@ class Catalog:
                 raise BrokenModel(f"there is no model {manifest.model!r}")
             if manifest.profile == FLOAT or model.profile(manifest.profile):
                 raise BrokenModel(f"the model has a profile {manifest.profile!r} already")
+            if manifest.profile == AUTO:
+                raise BrokenModel(f"no profile may be named {AUTO!r}, which asks for one to be chosen")
+            card = manifest.card(folder)
         except (BrokenModel, OSError, ValueError) as error:
             self._report(f"artifact {folder}: {error}")
         else:
-            profiles = (*model.profiles, manifest.card(folder))
-            self.models[model.id] = model.model_copy(update={"profiles": profiles})
+            self.models[model.id] = model.model_copy(update={"profiles": (*model.profiles, card)})
 
     def _report(self, fault: str) -> None:
         log.warning("%s", fault)

@@ -17,6 +17,9 @@ BackendName = Literal["torch", "reference", "openvino", "null"]
 FLOAT = "float"
 """The profile that every model has."""
 
+AUTO = "auto"
+"""What requests name that promise something instead; no profile may have this name."""
+
 Axis = Literal["seconds", "bytes"]
 """What a profile costs, to be held against its fidelity."""
 

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 from jobs.errors import InvalidRequest, ProfileFailed, PromiseUnmet
 from jobs.guard_record import GuardRecord, Verdict
-from jobs.profile import FLOAT, ModelCard, ProfileCard
+from jobs.profile import AUTO, FLOAT, ModelCard, ProfileCard
 from jobs.promise import Choice, build_bound, contradicted_above, lower_bound
 from jobs.request import GenerationRequest, Notice, Parameters
 from jobs.spread import setting_of
 from service.settings import GuardAction
-
-AUTO = "auto"
-"""The profile of requests that promise something instead of naming one."""
 
 Records = Mapping[tuple[str, str], GuardRecord]
 Estimate = Callable[[GenerationRequest], float | None]

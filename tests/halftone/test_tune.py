@@ -46,6 +46,7 @@ def tune(folder: object, promise: object, *more: object) -> Result:
         ("nan", (), "not nan"),
         (30, ("--name", "Bad Name"), "'Bad Name' is no profile's name"),
         (30, ("--name", "float"), "has a profile 'float' already"),
+        (30, ("--name", "auto"), "no profile may be named 'auto'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(

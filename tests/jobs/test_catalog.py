@@ -163,6 +163,7 @@ def test_a_broken_model_is_reported_and_the_others_live(
         ({"profile": "other"}, "by its manifest"),
         ({"weight_bits": "eight"}, "weight_bits"),
         ({"backend": "magic"}, "backend"),
+        ({"guidance": {"steps": []}}, "saving"),
     ],
 )
 def test_a_broken_artifact_is_reported(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
@@ -173,6 +174,17 @@ def test_a_broken_artifact_is_reported(tmp_path: Path, changes: dict[str, Any], 
     broken, empty = sorted(own_faults(catalog, tmp_path), key=lambda fault: "empty" in fault)
     assert word in broken
     assert "manifest.json" in empty
+    assert [profile.name for profile in catalog.card("tiny").profiles] == ["float"]
+
+
+@pytest.mark.parametrize(("name", "word"), [("float", "already"), ("auto", "may be named")])
+def test_a_profile_cannot_take_a_name_that_means_something(tmp_path: Path, name: str, word: str) -> None:
+    make_model(tmp_path / "models" / "tiny")
+    folder = make_artifact(tmp_path, profile=name)
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"profile": name}), encoding="utf-8")
+    catalog = scan(tmp_path)
+    [fault] = own_faults(catalog, tmp_path)
+    assert word in fault
     assert [profile.name for profile in catalog.card("tiny").profiles] == ["float"]
 
 
