@@ -24,6 +24,7 @@ from pipelines.load import Components
 from pipelines.similarity import (
     SMALLEST_SIDE,
     Consistency,
+    as_frames,
     consistency,
     decibels,
     mean_decibels,
@@ -210,7 +211,7 @@ def _compare(
         raise UnsupportedModel(f"pictures of {width}x{height} pixels cannot be compared: SSIM needs at least {side}")
     trajectories = trajectory_distances(drawn.latents, truth.latents).tolist()
     levels = [decibels(psnr(own, other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
-    pairs = [(_frames(own), _frames(other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
+    pairs = [(as_frames(own), as_frames(other)) for own, other in zip(drawn.pictures, truth.pictures, strict=True)]
     scaled = [[ms_ssim(*frames) for frames in zip(*pair, strict=True)] for pair in pairs]
     return [
         PromptFidelity(
@@ -229,11 +230,6 @@ def _compare(
         )
         for i, subject in enumerate(subjects)
     ]
-
-
-def _frames(picture: Tensor) -> Tensor:
-    """The frames [F, C, H, W] of a video; a picture is one."""
-    return picture if picture.ndim == 4 else picture[None]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

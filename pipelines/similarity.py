@@ -5,9 +5,10 @@ Pure functions on tensors; must not know who made the pictures.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,11 @@ STILL = 2 / 255
 """What changes by no more, in any channel, from one frame to the next stands still."""
 
 
+def as_frames(picture: Tensor) -> Tensor:
+    """The frames [F, C, H, W] of a video; a picture [C, H, W] is one."""
+    return picture if picture.ndim == 4 else picture[None]
+
+
 def psnr(picture: Tensor, truth: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two tensors of one shape, values 0..1; infinite when they are equal. A video
     is one tensor: what counts is the mean square over all its frames.
@@ -32,7 +38,8 @@ def psnr(picture: Tensor, truth: Tensor) -> float:
         ValueError: the shapes differ.
     """
     _require_same_shape(picture, truth)
-    error = float((picture.double() - truth.double()).square().mean())
+    pairs = zip(as_frames(picture), as_frames(truth), strict=True)
+    error = statistics.fmean(float((own.double() - other.double()).square().mean()) for own, other in pairs)
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
@@ -109,10 +116,10 @@ def difference(picture: Tensor, truth: Tensor) -> tuple[Tensor, int]:
         ValueError: the shapes differ.
     """
     _require_same_shape(picture, truth)
-    apart = (picture.double() - truth.double()).abs()
+    apart = (picture - truth).abs()
     greatest = float(apart.max())
     scale = 1 if greatest == 0 else 2 ** min(8, max(0, math.floor(-math.log2(greatest))))
-    return (apart * scale).to(picture.dtype), scale
+    return apart * scale, scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +150,33 @@ def consistency(video: Tensor, truth: Tensor) -> Consistency | None:
         raise ValueError(f"videos are [F, C, H, W], not {list(video.shape)}")
     if len(video) < 2:
         return None
-    own, wanted = video.double().diff(dim=0), truth.double().diff(dim=0)
-    still = (wanted.abs().amax(dim=1, keepdim=True) <= STILL).expand_as(wanted)
-    any_still = bool(still.any())
+    apart, moved, still_moved, count = 0.0, 0.0, 0.0, 0
+    for own, wanted in zip(_changes(video), _changes(truth), strict=True):
+        still = (wanted.abs().amax(dim=0) <= STILL).expand_as(wanted)
+        apart += float((own - wanted).square().sum())
+        moved += float(own[still].abs().sum())
+        still_moved += float(wanted[still].abs().sum())
+        count += int(still.sum())
+    whole = video[1:].numel()
     return Consistency(
-        change_error=float((own - wanted).square().mean().sqrt()),
-        flicker=float(own[still].abs().mean()) if any_still else None,
-        float_flicker=float(wanted[still].abs().mean()) if any_still else None,
-        still_share=float(still.double().mean()),
+        change_error=math.sqrt(apart / whole),
+        flicker=moved / count if count else None,
+        float_flicker=still_moved / count if count else None,
+        still_share=count / whole,
     )
+
+
+def _changes(video: Tensor) -> Iterator[Tensor]:
+    """From frame to frame, [C, H, W] float64 each: one at a time, as a whole video of them may not fit into memory."""
+    return (after.double() - before.double() for before, after in itertools.pairwise(video))
 
 
 def _maps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(SSIM, its contrast-structure part) at each place of [C, 1, H, W] float64 where the window fits."""
-    window = _gaussian(SMALLEST_SIDE, 1.5)
+    window = _gaussian(SMALLEST_SIDE, 1.5).tolist()
 
     def blur(values: Tensor) -> Tensor:
-        return functional.conv2d(functional.conv2d(values, window[None, None, :, None]), window[None, None, None, :])
+        return _weighed(_weighed(values, window, -2), window, -1)
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = (blur(x * x) - mean_x**2).clamp(min=0), (blur(y * y) - mean_y**2).clamp(min=0)
@@ -167,6 +184,15 @@ def _maps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     c1, c2 = 0.01**2, 0.03**2
     contrast = (2 * both + c2) / (var_x + var_y + c2)
     return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * contrast, contrast
+
+
+def _weighed(values: Tensor, window: Sequence[float], dim: int) -> Tensor:
+    """Sums under a window along a dimension, where it fits whole: what a convolution gives, in a tenth of its time."""
+    length = values.shape[dim] - len(window) + 1
+    total = values.narrow(dim, 0, length) * window[0]
+    for place, weight in enumerate(window[1:], start=1):
+        total.add_(values.narrow(dim, place, length), alpha=weight)
+    return total
 
 
 def _gaussian(size: int, sigma: float) -> Tensor:
