@@ -39,7 +39,7 @@ class WorkerSettings(Settings):
     start_seconds: float = Field(300, gt=0, description="From the child's start until it is ready.")
     alive_seconds: float = Field(30, gt=0, description="A child silent for longer hangs.")
     stall_seconds: float = Field(120, gt=0, description="A job without a step for longer hangs.")
-    first_step_seconds: float = Field(300, gt=0, description="The same before a job's first step, which may load.")
+    first_step_seconds: float = Field(300, gt=0, description="Before its first step, and in comparisons, which load.")
     max_run_seconds: float = Field(1800, gt=0, description="A job in the child for longer is given up, moving or not.")
     last_words_seconds: float = Field(5, gt=0, description="From the end of a child's channel until it must be gone.")
     cancel_seconds: float = Field(15, gt=0, description="A child that does not confirm a cancel by then is killed.")

@@ -56,4 +56,5 @@ def judge(vitals: Vitals, runs: Iterable[Running], now: float, bounds: WorkerSet
 
 
 def _patience(run: Running, bounds: WorkerSettings) -> float:
-    return bounds.stall_seconds if run.stepped else bounds.first_step_seconds
+    loads = not run.stepped or run.claim.job.request.kind == "compare"  # which loads a profile between steps, too
+    return bounds.first_step_seconds if loads else bounds.stall_seconds

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from jobs.comparing import CompareRequest
 from jobs.job import Job, JobState
 from jobs.queue import JobQueue
 from jobs.records import Claim
@@ -33,6 +34,17 @@ def run(**times: object) -> Running:
     return made
 
 
+def comparing(**times: object) -> Running:
+    """The run of a comparison."""
+    made = run(**times)
+    request = CompareRequest.model_validate(
+        made.claim.job.request.model_dump(include={"model", "width", "height", "num_inference_steps", "guidance_scale"})
+        | {"profiles": ("w8a8",), "prompts": ("p",), "seeds": (0,)}
+    )
+    made.claim = Claim(made.claim.job.model_copy(update={"request": request}), made.claim.token)
+    return made
+
+
 @pytest.mark.parametrize(
     ("vitals", "held", "cause", "guilty"),
     [
@@ -45,6 +57,8 @@ def run(**times: object) -> Running:
         (WELL, run(moved_at=NOW - 301), Cause.HANG, True),
         (WELL, run(moved_at=NOW - 119, stepped=True), None, False),
         (WELL, run(moved_at=NOW - 121, stepped=True), Cause.HANG, True),
+        (WELL, comparing(moved_at=NOW - 299, stepped=True), None, False),  # it may load another profile
+        (WELL, comparing(moved_at=NOW - 301, stepped=True), Cause.HANG, True),
         (WELL, run(moved_at=NOW - 9999, phase=Phase.SETTLING), None, False),
         (WELL, run(cancel_at=NOW - 14), None, False),
         (WELL, run(cancel_at=NOW - 16), Cause.HANG, True),
