@@ -14,14 +14,17 @@ from jobs.quality import Scores
 from pipelines.drawing import Drawn
 from pipelines.families import UnsupportedModel
 from pipelines.fidelity import trajectory_distances
-from pipelines.similarity import SMALLEST_SIDE, consistency, decibels, ms_ssim, psnr, ssim
+from pipelines.similarity import SMALLEST_SIDE, as_frames, consistency, decibels, ms_ssim, psnr, ssim
 
 Distance = Callable[[Tensor, Tensor], float]
 """How far two pictures [3, H, W] in 0..1 are apart: LPIPS."""
 
 
-def scores_of(drawn: Drawn, truth: Drawn, lpips: Distance | None = None) -> Scores:
-    """What sets the one picture or video of `drawn` apart from that of `truth`.
+def scores_of(
+    drawn: Drawn, truth: Drawn, lpips: Distance | None = None, between: Callable[[], None] = lambda: None
+) -> Scores:
+    """What sets the one picture or video of `drawn` apart from that of `truth`. `between` is called before each frame;
+    it may raise to end this.
 
     Raises:
         UnsupportedModel: the pictures are too small to compare.
@@ -32,16 +35,20 @@ def scores_of(drawn: Drawn, truth: Drawn, lpips: Distance | None = None) -> Scor
     if min(height, width) < SMALLEST_SIDE:
         side = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         raise UnsupportedModel(f"pictures of {width}x{height} pixels cannot be compared: SSIM needs at least {side}")
-    level, scaled = decibels(psnr(own, wanted)), ms_ssim(own, wanted)
+    level, alike = decibels(psnr(own, wanted)), []
+    for one, other in zip(as_frames(own), as_frames(wanted), strict=True):
+        between()
+        alike.append((ssim(one, other), ms_ssim(one, other), 0.0 if lpips is None else lpips(one, other)))
+    structure, scaled, distances = zip(*alike, strict=True)
     trajectory = tuple(trajectory_distances(drawn.latents, truth.latents)[0].tolist())
     moving = consistency(own, wanted) if own.ndim == 4 else None
     return Scores(
         psnr_db=level,
         identical=level is None,
-        ssim=ssim(own, wanted),
-        ms_ssim=scaled.value,
-        ms_ssim_scales=scaled.scales,
-        lpips=None if lpips is None else mean_of_frames(lpips, own, wanted),
+        ssim=statistics.fmean(structure),
+        ms_ssim=statistics.fmean(one.value for one in scaled),
+        ms_ssim_scales=scaled[0].scales,
+        lpips=None if lpips is None else statistics.fmean(distances),
         latent_error=trajectory[-1],
         trajectory_distance=statistics.fmean(trajectory),
         trajectory=trajectory,
@@ -49,10 +56,3 @@ def scores_of(drawn: Drawn, truth: Drawn, lpips: Distance | None = None) -> Scor
         flicker=None if moving is None else moving.flicker,
         float_flicker=None if moving is None else moving.float_flicker,
     )
-
-
-def mean_of_frames(distance: Distance, own: Tensor, wanted: Tensor) -> float:
-    """A distance of pictures [3, H, W]; of videos [F, 3, H, W] the mean over frames."""
-    if own.ndim == 3:
-        return distance(own, wanted)
-    return statistics.fmean(distance(one, other) for one, other in zip(own, wanted, strict=True))

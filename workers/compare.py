@@ -6,7 +6,10 @@ theirs by its priority. Must not know the channel or the queue.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +19,9 @@ from jobs.job import JobResult, Used
 from jobs.profile import FLOAT
 from jobs.quality import Compared, Report, Scores, Settings, Shown, Summary, judge_picture
 from jobs.request import Notice
-from pipelines.comparison import Distance, mean_of_frames, scores_of
+from pipelines.comparison import Distance, scores_of
 from pipelines.featured import StepKeeper
-from pipelines.similarity import difference
+from pipelines.similarity import as_frames, difference
 from workers.compare_draw import Drawer, Ledger, Measured
 from workers.compare_report import Side, float_report, profile_report
 from workers.compare_shelf import Shelf
@@ -34,6 +37,7 @@ class _Eyes:
     """What looks at pictures; None where it is not at hand, which `missing` tells by its reason."""
 
     judges: Judges
+    between: Callable[[], None]
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,15 +46,19 @@ class _Eyes:
 
     def shown(self, picture: Tensor, prompt: str, seed: int, seconds: float, file: str, checker: Any) -> Shown:
         """A picture by itself."""
-        clip = self._clip
         return Shown(
             prompt=prompt,
             seed=seed,
             file=file,
             seconds=seconds,
             right=None if checker is None else checker(prompt, picture),
-            clip_score=None if clip is None else mean_of_frames(lambda one, _: clip(prompt, one), picture, picture),
+            clip_score=None if self._clip is None else statistics.fmean(self._clip_scores(self._clip, prompt, picture)),
         )
+
+    def _clip_scores(self, clip: Callable[[str, Tensor], float], prompt: str, picture: Tensor) -> Iterator[float]:
+        for frame in as_frames(picture):
+            self.between()
+            yield clip(prompt, frame)
 
 
 def compare(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobResult:
@@ -64,7 +72,7 @@ def compare(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobR
     if not isinstance(request, CompareRequest):
         raise TypeError(f"a comparison was asked as {request.kind}")
     ledger = Ledger(request.pictures)
-    shelf = Shelf(task, run, ledger, lambda: _go_on(task, report))
+    shelf = Shelf(task, run, ledger, partial(_go_on, task, report))
     try:
         with tools.users.somebody():
             return _Comparison(run, request, Drawer(request, task, tools, report, ledger), shelf).result()
@@ -74,7 +82,7 @@ def compare(task: Task, run: Assignment, tools: Tools, report: Reporter) -> JobR
 
 
 def _go_on(task: Task, report: Reporter) -> None:
-    """Called now and then while a long file is written."""
+    """Called in long work between steps: says that it goes on, and ends it when canceled."""
     task.check()
     report.working()
 
@@ -88,7 +96,8 @@ class _Comparison:
         self._drawer = drawer
         self._task, self._tools = drawer.task, drawer.tools
         self._shelf = shelf
-        self._eyes = _Eyes(drawer.tools.judges)
+        self._between = partial(_go_on, drawer.task, drawer.report)
+        self._eyes = _Eyes(drawer.tools.judges, self._between)
         self._steps = StepKeeper()
         self._float: Side[Shown] = Side(FLOAT)
         self._sides: dict[str, Side[Compared]] = {name: Side(name) for name in request.profiles}
@@ -127,8 +136,8 @@ class _Comparison:
         """A profile's picture, and how far it is from float's."""
         made = self._drawer.draw(profile, prompt, seed)
         picture, wanted = made.drawn.pictures[0], truth.drawn.pictures[0]
-        scores = scores_of(made.drawn, truth.drawn, self._eyes.lpips)
-        self._task.check()
+        scores = scores_of(made.drawn, truth.drawn, self._eyes.lpips, self._between)
+        self._between()
         file = self._shelf.put(made)
         apart, scale = difference(picture, wanted)
         other = self._shelf.put_difference(made, apart)
@@ -150,7 +159,7 @@ class _Comparison:
         request, missing = self._request, self._eyes.missing
         temporal = {}
         if request.temporal:
-            temporal = temporal_fidelity(request, list(self._steps.calls.values()), self._task, self._tools)
+            temporal = temporal_fidelity(request, list(self._steps.calls.values()), self._drawer)
             if not temporal:
                 missing["temporal_features"] = "the model has no layers that follow the step alone"
         else:

@@ -96,6 +96,14 @@ def test_the_result_names_files_costs_and_verdicts(kit: Kit, result: JobResult) 
     assert [one.verdict for one in result.comparison] == ["not judged", "not judged"]
 
 
+def test_long_work_between_steps_shows_signs_of_life(kit: Kit) -> None:
+    notes, quiet = Notes(), Notes()
+    run(kit, comparison(), notes=notes)
+    run(kit, comparison(temporal=False), notes=quiet)
+    assert quiet.signs_of_life >= 1, "scores"
+    assert notes.signs_of_life >= quiet.signs_of_life + 2 * 6, "temporal features of float and the profile, 6 steps"
+
+
 def test_what_cannot_be_measured_is_null_with_the_reason(kit: Kit, result: JobResult) -> None:
     report = report_of(kit, result)
     assert set(report.not_measured) == {"lpips", "clip_score", "prompt_accuracy", "temporal_consistency"}
