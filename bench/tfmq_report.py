@@ -21,8 +21,9 @@ Made by `python -m bench tfmq` (resumes row by row); numbers also in `tfmq.json`
 guidance 3; {prompts} unseen prompts, the same seeds and noise for all rows. Calibration prompts: {observed_prompts} for
 ranges, {calibration_prompts} to learn rounding on. {iterations} iterations of batch 32 for every block of every method
 but rtn, {temporal_iterations} for TIAR as published. Each row was made on {cores} core(s) of {processor}, {date}, and
-drawn by the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy; 100 dB stands for equal pictures.
-Build seconds count calibration and all reconstruction of a row, also where rows shared it.
+drawn by the openvino backend. Higher is better for PSNR, SSIM, cosine and accuracy. PSNR is a mean over the pictures
+that are not identical with float's; without a number all are. Build seconds count calibration and all reconstruction of
+a row, also where rows shared it.
 
 `rtn`, `ptq4dm` and `qdiffusion` are our implementations of those methods' ideas on the same grids and kernels; they
 quantize temporal layers as all others. `-mixed`: the most sensitive layers have 8-bit weights, as in the recipe that is
@@ -130,5 +131,6 @@ def _best(rows: Sequence[Found], bits: list[int], rivals: bool) -> tuple[str, fl
 
 
 def _mean(rows: Sequence[Found], bits: list[int], method: str, field: str) -> float:
-    values = [row[field] for row in rows if list(row["bits"]) == bits and row["method"] == method]
+    mine = [row for row in rows if list(row["bits"]) == bits and row["method"] == method]
+    values = [row[field] for row in mine if row[field] is not None]
     return statistics.fmean(values) if values else math.nan

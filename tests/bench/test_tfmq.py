@@ -42,6 +42,8 @@ def test_the_page_has_every_row_and_the_verdict() -> None:
     ]
     for row in found:
         row["psnr_db"] = 44.0 if row["method"] == "selected-mixed" else 40.0
+        if (row["method"], row["seed"]) == ("selected-mixed", 1):
+            row["psnr_db"] = None  # every picture is identical
     machine = {"cores": 2, "processor": "a processor", "date": "2026-01-01"}
     facts = {
         "iterations": 8,
