@@ -252,7 +252,7 @@ def subject(name: str, root: Path) -> Subject:
         return Video(name, root, frames=int(made[2]), side=int(made[3]), small=bool(made[1]))
     if re.fullmatch(r"[a-z0-9-]+@\d+", name) and name.partition("@")[0] in MODELS:
         return Picture(name, root)
-    if re.fullmatch(r"[a-z0-9-]+", name) and BuiltIn(name, root).folder.is_dir():
+    if re.fullmatch(r"[a-z0-9-]+", name) and name not in MODELS and BuiltIn(name, root).folder.is_dir():
         return BuiltIn(name, root)
     raise BadSubject(
         f"no subject {name!r}; a model with a size, such as sd15@32, a layer, such as conv-320x320x32, video-5x16, "

@@ -27,6 +27,7 @@ def test_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sd15", "sd99@32", "linear-63x32x48", "conv-8x8", "video-3"])
 def test_other_names_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "models" / "sd15").mkdir(parents=True)  # as sd15@64 leaves it
     with pytest.raises(BadSubject, match=name):
         subject(name, tmp_path)
 
