@@ -11,6 +11,7 @@ import pytest
 
 from bench import guard
 from bench.guard import Case
+from bench.guard_sabotage import damage
 from jobs.guard_record import Verdict
 
 Run = Callable[..., dict[str, Any]]
@@ -64,7 +65,6 @@ def test_nothing_is_judged_twice_and_nothing_of_another_run_counts(seen: list[Ca
 
 def test_a_case_is_judged_before_the_next_is_made(seen: list[Case], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    damage = guard.damage
 
     def damaged(source: Path, target: Path, kind: str, seed: int) -> str:
         assert [case.name.rpartition("/")[2] for case in seen] == made
