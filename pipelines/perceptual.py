@@ -7,6 +7,7 @@ its factor 2.5: 100 times the cosine of text and picture, not under 0.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class ClipScore:
         from transformers import AutoTokenizer, CLIPModel
 
         self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self._reading = threading.Lock()  # tokenizers are not thread-safe
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     @torch.inference_mode()
@@ -79,7 +81,8 @@ class ClipScore:
         """100 times the cosine of a prompt and a picture [3, H, W], values 0..1; not under 0."""
         config = self._model.config
         most = config.text_config.max_position_embeddings
-        tokens = self._tokenizer([prompt], truncation=True, max_length=most, return_tensors="pt")
+        with self._reading:
+            tokens = self._tokenizer([prompt], truncation=True, max_length=most, return_tensors="pt")
         pixels = _for_clip(picture, config.vision_config.image_size)
         outputs = self._model(pixel_values=pixels, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return max(0.0, 100 * float(functional.cosine_similarity(outputs.text_embeds, outputs.image_embeds)[0]))

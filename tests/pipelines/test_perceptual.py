@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +98,21 @@ def test_clip_score_is_that_of_the_model_itself(tmp_path: Path) -> None:
     assert ClipScore(tmp_path).score("a b", picture) == pytest.approx(max(0.0, 100 * wanted), abs=1e-3)
     wide = torch.rand(3, 48, 96, generator=torch.Generator().manual_seed(3))
     assert 0 <= ClipScore(tmp_path).score("a b c d a b c d a b c d", wide) <= 100, "longer texts are cut, sizes fitted"
+    judge, inside, most = ClipScore(tmp_path), 0, 0
+    read = judge._tokenizer
+
+    def slowly(*texts: Any, **options: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return read(*texts, **options)
+
+    judge._tokenizer = slowly
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(judge.score, ["a b"] * 4, [picture] * 4))) == 1
+    assert most == 1, "tokenizers are not thread-safe"
 
 
 def test_what_is_not_configured_is_told(tmp_path: Path) -> None:
