@@ -161,7 +161,8 @@ def job_row(job: JobView) -> list[str]:
     """A job's cells under JOB_COLUMNS."""
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
     steps = f"{job.progress.step}/{job.progress.total}" if job.progress.total else NOTHING
-    return [job.id, str(job.status), job.profile, steps, made, shortened(str(job.request.get("prompt", "")))]
+    prompts = job.request.get("prompts") or [job.request.get("prompt", "")]  # of a comparison there may be several
+    return [job.id, str(job.status), job.profile, steps, made, shortened("; ".join(map(str, prompts)))]
 
 
 JOB_COLUMNS = ("job", "status", "profile", "steps", "submitted", "prompt")

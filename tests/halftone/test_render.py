@@ -9,8 +9,8 @@ from typing import Any
 from halftone.evaluation import Evaluation
 from halftone.evaluation_files import GUIDANCE as GUIDANCE_PLOT
 from halftone.evaluation_files import write_files
-from halftone.render import PROFILE_COLUMNS, guidance_lines, precision_lines, profile_row
-from halftone.views import ProfileView
+from halftone.render import JOB_COLUMNS, PROFILE_COLUMNS, guidance_lines, job_row, precision_lines, profile_row
+from halftone.views import JobView, ProfileView
 from jobs.profile import Defaults, GuidanceCard
 
 CARD: dict[str, Any] = {
@@ -65,3 +65,10 @@ def test_an_evaluation_shows_the_plans_of_its_profiles(tmp_path: Path) -> None:
     assert f"({GUIDANCE_PLOT})" in (tmp_path / "evaluation.md").read_text(encoding="utf-8")
     write_files(replace(found, plans={}), tmp_path)
     assert not (tmp_path / GUIDANCE_PLOT).exists()
+
+
+def test_a_job_tells_its_prompt_and_a_comparison_all_of_its() -> None:
+    facts = {"id": "0" * 32, "status": "queued", "model": "m", "profile": "compare", "created_at": 0.0}
+    for request, text in (({"prompt": "a\nb"}, "a b"), ({"prompts": ["a", "b c"]}, "a; b c"), ({}, "")):
+        cells = dict(zip(JOB_COLUMNS, job_row(JobView.model_validate(facts | {"request": request})), strict=True))
+        assert (cells["prompt"], cells["steps"]) == (text, "-")
