@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -177,19 +177,19 @@ def submission(prompt: str, size: str | None, idempotency_key: str | None, field
     Raises:
         InvalidRequest: size and fields contradict each other, or something cannot be sent as JSON.
     """
-    return Call("POST", "/v1/jobs", _body({"prompt": prompt}, size, fields), headers=_once(idempotency_key))
+    return _post("/v1/jobs", {"prompt": prompt}, size, idempotency_key, fields)
 
 
 def comparison(
     prompts: str | Sequence[str], size: str | None, idempotency_key: str | None, fields: Mapping[str, Any]
 ) -> Call:
     """The call that submits a comparison and is answered at once; else as `submission`."""
-    body = _body({"prompts": [prompts] if isinstance(prompts, str) else list(prompts)}, size, fields)
-    headers = _once(idempotency_key) | {"prefer": "respond-async"}
-    return Call("POST", "/v1/quality/compare", body, headers=headers)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    call = _post("/v1/quality/compare", {"prompts": texts}, size, idempotency_key, fields)
+    return replace(call, headers=call.headers | {"prefer": "respond-async"})
 
 
-def _body(asked: dict[str, Any], size: str | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _post(path: str, asked: dict[str, Any], size: str | None, key: str | None, fields: Mapping[str, Any]) -> Call:
     body = asked | {name: value for name, value in fields.items() if value is not None}
     if size is not None:
         if "width" in body or "height" in body:
@@ -200,11 +200,7 @@ def _body(asked: dict[str, Any], size: str | None, fields: Mapping[str, Any]) ->
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # as httpx does it
         except (TypeError, ValueError) as fault:
             raise InvalidRequest(f"{name}: {value!r} cannot be sent as JSON: {fault}", param=name) from fault
-    return body
-
-
-def _once(idempotency_key: str | None) -> dict[str, str]:
-    return {"idempotency-key": idempotency_key or secrets.token_hex(16)}
+    return Call("POST", path, body, headers={"idempotency-key": key or secrets.token_hex(16)})
 
 
 def report_path(report_id: str) -> str:
@@ -235,12 +231,18 @@ def connection(url: str | None, api_key: str | None, environment: Mapping[str, s
     """(base address, headers of every call) from what was given, else from the environment.
 
     Raises:
-        InvalidRequest: the address is no http or https URL.
+        InvalidRequest: the address is no http or https URL, or the key is no printable ASCII.
     """
     base = (url or environment.get("HALFTONE_URL") or DEFAULT_URL).rstrip("/")
     if not re.match(r"https?://[^/]", base):
         raise InvalidRequest(f"the gateway's address must start with http:// or https://; got {base!r}", param="url")
+    try:
+        httpx.URL(base)
+    except httpx.InvalidURL as fault:
+        raise InvalidRequest(f"the gateway's address {base!r} is no URL: {fault}", param="url") from fault
     key = api_key or environment.get("HALFTONE_API_KEY")
+    if key and not re.fullmatch(r"[ -~]+", key):
+        raise InvalidRequest("an API key has printable ASCII characters only", param="api_key")
     headers = {"user-agent": f"halftone/{__version__}"}
     return base, headers | ({"authorization": f"Bearer {key}"} if key else {})
 

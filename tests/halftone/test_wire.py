@@ -115,6 +115,20 @@ def test_the_environment_says_where_the_gateway_is() -> None:
         wire.connection("gateway:8000", None, {})
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://gateway:8000x"])
+def test_an_address_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="is no URL") as caught:
+        wire.connection(url, None, {})
+    assert caught.value.param == "url"
+
+
+@pytest.mark.parametrize("key", ["secret\u00a0", "secret\r", "\u201csecret\u201d"])
+def test_a_key_that_no_header_holds_is_told_and_not_shown(key: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="printable ASCII") as caught:
+        wire.connection(None, None, {"HALFTONE_API_KEY": key})
+    assert caught.value.param == "api_key" and "secret" not in caught.value.message
+
+
 def test_every_error_class_is_found_by_its_code() -> None:
     for kind in (errors.QueueFull, errors.NoWorker, errors.Expired, errors.JobFinished, errors.IdempotencyConflict):
         assert wire.error_class(kind.code, 400) is kind
