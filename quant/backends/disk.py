@@ -57,11 +57,13 @@ def keep_within(folder: Path, most_bytes: int) -> list[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    for path in [path for path in folder.rglob(".*") if path.is_dir()]:
-        with suppress(FileNotFoundError):  # another process removed it, or has finished it
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-                _log.info("removed what a killed process left: %s", path)
+    for root, folders, _ in os.walk(folder):  # which bears with folders that vanish meanwhile
+        for path in (Path(root) / name for name in folders if name.startswith(".")):
+            with suppress(FileNotFoundError):  # another process removed it, or has finished it
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+                    _log.info("removed what a killed process left: %s", path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _things(folder: Path) -> dict[Path, _Thing]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quant.backends.disk import keep_within, mark_used
@@ -48,6 +51,24 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
     os.utime(left.parent, (1, 1))
     assert keep_within(tmp_path, 10) == []
     assert not left.parent.exists() and written.exists()
+
+
+def test_folders_of_other_processes_may_vanish_meanwhile(tmp_path: Path) -> None:
+    kept, done = lay(tmp_path, "a/compiled/g.blob", 10, 1), threading.Event()
+
+    def write_others() -> None:
+        while not done.is_set():
+            with tempfile.TemporaryDirectory(prefix=".compiling-", dir=kept.parent) as partial:
+                Path(partial, "h.blob").write_bytes(b"")
+
+    with ThreadPoolExecutor() as others:
+        running = [others.submit(write_others) for _ in range(3)]
+        try:
+            for _ in range(300):
+                assert keep_within(tmp_path, 10) == []
+        finally:
+            done.set()
+    assert [one.result() for one in running] == [None] * 3 and kept.exists()
 
 
 def test_nothing_there_is_no_fault(tmp_path: Path) -> None:
