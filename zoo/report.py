@@ -50,9 +50,15 @@ def key_of(artifact: Path, count: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def of_build(artifact: Path) -> Row | None:
+    """What an artifact's manifest says of its build's larger measurement; not picture by picture."""
+    told = quant.read_manifest(artifact).fidelity
+    return told and {name: value for name, value in told.items() if name != "spread"}
+
+
 def measure_row(model: Model, artifact: Path, count: int, cache: Path, tell: Tell) -> Row:
-    """One artifact against float on unseen prompts, and what its manifest says of the build's larger measurement."""
-    card, manifest = card_of(artifact), quant.read_manifest(artifact)
+    """One artifact against float on unseen prompts."""
+    card = card_of(artifact)
     components, defaults = model.components, model_defaults(model.components.folder)
     features = temporal_features(components, [card], world_of(defaults).asked(1)[0].prompt, defaults)
     denoisers: dict[str, Denoiser] = {"float": model.truth, card.name: load_profile(card, components, Means(cache))}
@@ -60,10 +66,10 @@ def measure_row(model: Model, artifact: Path, count: int, cache: Path, tell: Tel
     facts = {"model": card.model, "profile": card.name, "backend": card.backend, "key": key_of(artifact, count)}
     bits = {"weight_bits": card.weight_bits, "activation_bits": card.activation_bits}
     sizes = {"weights_bytes": card.weights_bytes, "float_weights_bytes": card.float_weights_bytes}
-    saving = None if manifest.guidance is None else manifest.guidance.saving
+    saving = None if card.guidance is None else card.guidance.saving
     return {
         **facts, **bits, **sizes, "prompts": count, "guidance_saving": saving,
-        **{name: found[name] for name in MEASURED}, "build": manifest.fidelity,
+        **{name: found[name] for name in MEASURED},
     }  # fmt: skip
 
 
@@ -91,7 +97,7 @@ def run(wanted: Sequence[tuple[str, Path]], count: int, out: Path, cache: Path) 
                 if model not in opened:
                     opened = {model: open_model(model)}
                 row = measure_row(opened[model], folder, count, cache, tell)
-            rows[model, folder.name] = row
+            rows[model, folder.name] = row | {"build": of_build(folder)}
             _write(out, kept | rows)
             bar.advance(line)
     return list(rows.values())
