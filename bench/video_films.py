@@ -21,9 +21,10 @@ from pipelines.drawing import draw_batch
 from pipelines.load import Components
 from quant.guidance.plan import GuidancePlan
 from quant.precision import PreciseSteps
-from zoo.film_accuracy import THING
+from zoo.accuracy import as_bytes
+from zoo.film_accuracy import motion_right, object_right
 from zoo.shapes.flicker import flicker, still_parts
-from zoo.worlds import Asked, as_bytes
+from zoo.worlds import Asked
 
 ROUNDS = 3
 """Films of each denoiser whose time counts, in turn with float's."""
@@ -42,8 +43,8 @@ class Judged:
     def see(self, profile: str, number: int, film: Tensor) -> None:
         """Counts one film [F, 3, H, W] float in 0..1; float's come before a profile's."""
         wrong, pixels = self.asked[number].faults(film), as_bytes(film)
-        self.things.setdefault(profile, []).append(THING.isdisjoint(wrong))
-        self.motions.setdefault(profile, []).append({"count", "motion"}.isdisjoint(wrong))
+        self.things.setdefault(profile, []).append(object_right(wrong))
+        self.motions.setdefault(profile, []).append(motion_right(wrong))
         if profile == FLOAT:
             self._still[number] = still_parts(pixels)
         if self._still[number].any():

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jobs.model_folder import read_model
 from pipelines.denoiser import TorchDenoiser
 from pipelines.drawing import draw_batch
 from pipelines.load import load_components, load_denoiser
-from zoo.film_accuracy import filmer, report_films
+from zoo.film_accuracy import report_films
 from zoo.shapes.captions import caption
 from zoo.shapes.checker import faults
 from zoo.shapes.draw import draw
@@ -28,7 +29,7 @@ from zoo.shapes.world import Scene, random_scene
 
 Picture = NDArray[np.uint8]
 Painter = Callable[[list[str], list[int]], Iterable[Picture]]
-"""Prompts and seeds to pictures, [64, 64, 3] uint8 each."""
+"""Prompts and seeds to pictures, [64, 64, 3] uint8 each, or to films, [frames, 64, 64, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,21 @@ def checker_error(count: int = 2000, seed: int = 7) -> float:
     return sum(bool(faults(draw(scene, rng), scene)) for scene in scenes) / count
 
 
+def as_bytes(shown: Tensor) -> Picture:
+    """A picture [3, H, W] or film [F, 3, H, W] float in 0..1 as checkers take it: [..., H, W, 3] uint8."""
+    pixels: Picture = (shown.movedim(-3, -1).numpy() * 255).round().astype(np.uint8)
+    return pixels
+
+
 def painter(folder: Path, *, guidance: float | None = None) -> Painter:
-    """Paints with the float model in a folder at its defaults, each picture from its own seed."""
+    """Paints, or films, with the float model in a folder at its defaults, each from its own seed."""
     components, card = load_components(folder), read_model(folder)
     denoiser = TorchDenoiser("float", load_denoiser(components))
     defaults = card.defaults if guidance is None else card.defaults.model_copy(update={"guidance_scale": guidance})
 
     def paint(prompts: list[str], seeds: list[int]) -> list[Picture]:
         made = draw_batch(components, denoiser, prompts, seeds, defaults).pictures
-        return [(picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for picture in made]
+        return [as_bytes(shown) for shown in made]
 
     return paint
 
@@ -114,11 +121,11 @@ def main() -> None:
     options.add_argument("--count", type=int, help="prompts: 250 for each number of objects, or 200 of films")
     options.add_argument("--guidance", type=float, help="by default the model's")
     choice = options.parse_args()
+    paint = painter(choice.model, guidance=choice.guidance)
     if read_model(choice.model).kind == "video":
-        films = report_films(filmer(choice.model, guidance=choice.guidance), choice.count or 200)
-        print(json.dumps(films, indent=1))
+        print(json.dumps(report_films(paint, choice.count or 200), indent=1))
         return
-    found = report(painter(choice.model, guidance=choice.guidance), choice.count or 250)
+    found = report(paint, choice.count or 250)
     print(json.dumps({**found, "checker_error": checker_error()}, indent=1))
 
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.model_folder import read_model
-from pipelines.denoiser import TorchDenoiser
-from pipelines.drawing import draw_batch
-from pipelines.load import load_components, load_denoiser
 from zoo.shapes.film import film
 from zoo.shapes.flicker import flicker, still_parts
 from zoo.shapes.motion import MovingScene, random_moving_scene
@@ -24,8 +19,15 @@ Film = NDArray[np.uint8]
 Filmer = Callable[[list[str], list[int]], Iterable[Film]]
 """Prompts and seeds to films, [frames, 64, 64, 3] uint8 each."""
 
-THING = frozenset({"count", "colour", "shape"})
-"""Faults of the object, not of its motion or of what lies behind it."""
+
+def object_right(wrong: Iterable[str]) -> bool:
+    """Whether a film's object is right by its faults, whatever it does and whatever lies behind it."""
+    return {"count", "colour", "shape"}.isdisjoint(wrong)
+
+
+def motion_right(wrong: Iterable[str]) -> bool:
+    """Whether a film's motion is right by its faults; where several things or none are seen there is none to tell."""
+    return {"count", "motion"}.isdisjoint(wrong)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,8 @@ class FilmScore:
         wrong = film_faults(shown, scene)
         self.prompts += 1
         self.right += not wrong
-        self.things += THING.isdisjoint(wrong)
-        # where several things or none are seen there is no motion to tell
-        self.motions += {"count", "motion"}.isdisjoint(wrong)
+        self.things += object_right(wrong)
+        self.motions += motion_right(wrong)
         self.faults.update(wrong)
         still = still_parts(shown)
         if still.any():
@@ -103,19 +104,6 @@ def film_checker_error(count: int = 2000, seed: int = 7) -> float:
     rng = np.random.default_rng(seed)
     scenes = [random_moving_scene(rng, unseen=bool(rng.random() < 0.5)) for _ in range(count)]
     return sum(bool(film_faults(film(scene, rng), scene)) for scene in scenes) / count
-
-
-def filmer(folder: Path, *, guidance: float | None = None) -> Filmer:
-    """Films with the float model in a folder at its defaults, each film from its own seed."""
-    components, card = load_components(folder), read_model(folder)
-    denoiser = TorchDenoiser("float", load_denoiser(components))
-    defaults = card.defaults if guidance is None else card.defaults.model_copy(update={"guidance_scale": guidance})
-
-    def make(prompts: list[str], seeds: list[int]) -> list[Film]:
-        made = draw_batch(components, denoiser, prompts, seeds, defaults).pictures
-        return [(video.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8) for video in made]
-
-    return make
 
 
 def report_films(make: Filmer, count: int) -> dict[str, object]:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.profile import Defaults
 from pipelines.fidelity import Checker, Reference
-from zoo.accuracy import Task, unseen
+from zoo.accuracy import Task, as_bytes, unseen
 from zoo.film_accuracy import FilmTask, unseen_films
 from zoo.frechet import ShapesWorld
 from zoo.shapes.captions import caption
@@ -60,12 +59,6 @@ def world_of(defaults: Defaults) -> World:
 def checker_of(asked: Mapping[str, Asked]) -> Checker:
     """Whether what was made of a prompt shows all that it names; `asked` by prompt."""
     return lambda prompt, shown: not asked[prompt].faults(shown)
-
-
-def as_bytes(shown: Tensor) -> NDArray[np.uint8]:
-    """A picture [3, H, W] or film [F, 3, H, W] float in 0..1 as checkers take it: [..., H, W, 3] uint8."""
-    pixels: NDArray[np.uint8] = (shown.movedim(-3, -1).numpy() * 255).round().astype(np.uint8)
-    return pixels
 
 
 def _captions(count: int, seed: int) -> list[str]:

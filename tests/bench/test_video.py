@@ -19,11 +19,12 @@ from bench.video_films import Judged
 from bench.video_rows import BASES, METHODS, rows
 from pipelines.tiny_videos import save_tiny_video
 from quant.check import check_recipe
+from zoo.accuracy import as_bytes
 from zoo.build import open_folder
 from zoo.shapes.film import film
 from zoo.shapes.motion import Motion, MovingScene
 from zoo.shapes.motion_checker import film_faults
-from zoo.worlds import Asked, as_bytes
+from zoo.worlds import Asked
 
 DEFAULTS: dict[str, Any] = {
     "width": 64,

@@ -169,6 +169,8 @@ def test_flicker_refuses_what_it_cannot_judge() -> None:
     truth = film(SCENE, np.random.default_rng(8))
     with pytest.raises(ValueError, match="uint8 frames"):
         flicker(truth[:1])
+    with pytest.raises(ValueError, match="got float32"):
+        still_parts((truth / 255).astype(np.float32))
     with pytest.raises(ValueError, match="one less frame"):
         flicker(truth, np.ones((FRAMES, 64, 64), bool))
     with pytest.raises(ValueError, match="no part"):

@@ -13,12 +13,13 @@ MARGIN = 3
 
 
 def still_parts(film: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where nothing moves between a frame and the next, [frames - 1, SIDE, SIDE]: background in both, off the edges of
-    the largest thing in either.
+    """Where nothing moves between a frame and the next, [frames - 1, height, width]: background in both, off the edges
+    of the largest thing in either.
 
     Only the largest counts as a thing: what else stands out from the background is exactly what flickers. Raises
-    `ValueError` for anything but uint8 frames of the world's size.
+    `ValueError` for anything but two or more uint8 frames.
     """
+    _require_frames(film)
     moving = np.stack([_largest(masks, film.shape[1:3]) for masks in thing_masks(film)])
     near = np.stack([ndimage.binary_dilation(mask, iterations=MARGIN) for mask in moving])
     return ~(near[1:] | near[:-1])
@@ -39,8 +40,7 @@ def flicker(film: NDArray[np.uint8], still: NDArray[np.bool_] | None = None) -> 
     Raises:
         ValueError: shapes that do not fit, or no still part at all.
     """
-    if film.ndim != 4 or film.shape[-1] != 3 or film.dtype != np.uint8 or len(film) < 2:
-        raise ValueError(f"expected uint8 frames [2 or more, height, width, 3]; got {film.dtype} {film.shape}")
+    _require_frames(film)
     where = still_parts(film) if still is None else still
     if where.shape != (len(film) - 1, *film.shape[1:3]):
         raise ValueError(f"still parts {where.shape} do not fit a film {film.shape}: one less frame, the same size")
@@ -48,3 +48,8 @@ def flicker(film: NDArray[np.uint8], still: NDArray[np.bool_] | None = None) -> 
         raise ValueError("no part of the film is still, so that nothing could be seen to flicker")
     change = np.abs(np.diff(film.astype(np.int16), axis=0)).mean(-1)
     return float(change[where].mean())
+
+
+def _require_frames(film: NDArray[np.uint8]) -> None:
+    if film.ndim != 4 or film.shape[-1] != 3 or film.dtype != np.uint8 or len(film) < 2:
+        raise ValueError(f"expected uint8 frames [2 or more, height, width, 3]; got {film.dtype} {film.shape}")

@@ -47,8 +47,8 @@ _STEP = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SeenFilm:
-    """What a film shows. `things` is how many things most frames hold; without exactly one the rest is None; so is a
-    motion that is none of those known."""
+    """What a film shows. `things` is how many things its frames hold, most of those with other than one where there are
+    such; without exactly one the rest is None; so is a motion that is none of those known."""
 
     background: str
     things: int
