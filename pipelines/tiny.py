@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch import nn
 
 CLIP_WIDTH = 32
 T5_WIDTH = 64
@@ -26,11 +27,23 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0) -> Path:
     """
     if family not in FAMILIES:
         raise KeyError(f"no tiny model of family {family!r}; there are {', '.join(FAMILIES)}")
+    return save_random(FAMILIES[family], folder, seed=seed)
+
+
+def save_random(make: Callable[[], Any], folder: Path, *, seed: int = 0) -> Path:
+    """Writes the pipeline that `make` makes, its weights random by a seed, to a folder in diffusers layout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = FAMILIES[family]()
+        pipeline = make()
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def open_gates(module: nn.Module) -> None:
+    """Random numbers in place of parameters that are all zero: gates that would hide what they let through."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
 
 
 def clip_tokenizer(longest: int = 16) -> Any:
@@ -78,7 +91,8 @@ def t5_encoder() -> Any:
     return transformers.T5EncoderModel(config).eval()
 
 
-def _vae(latent_channels: int = 4, **options: Any) -> Any:
+def vae(latent_channels: int = 4, **options: Any) -> Any:
+    """An autoencoder that halves pictures' sides."""
     blocks = 2
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -109,7 +123,7 @@ def _unet(channels: int, cross_attention: int, **options: Any) -> Any:
 def _stable_diffusion() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
-        vae=_vae(12),
+        vae=vae(12),
         text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=_unet(12, CLIP_WIDTH, attention_head_dim=8),
@@ -131,7 +145,7 @@ def _stable_diffusion_xl() -> Any:
     tokenizer = clip_tokenizer()
     conditions = 6 * 8 + CLIP_WIDTH
     return diffusers.StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
         text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
@@ -153,7 +167,7 @@ def _stable_diffusion_xl() -> Any:
 
 def _pixart() -> Any:
     return diffusers.PixArtSigmaPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=t5_encoder(),
         tokenizer=t5_tokenizer(),
         transformer=diffusers.PixArtTransformer2DModel(
@@ -181,7 +195,7 @@ def _pixart() -> Any:
 def _stable_diffusion_3() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
-        vae=_vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
+        vae=vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(tokenizer)).eval(),
@@ -207,7 +221,7 @@ def _stable_diffusion_3() -> Any:
 def _flux() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.FluxPipeline(
-        vae=_vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
+        vae=vae(4, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=transformers.CLIPTextModel(clip_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         text_encoder_2=t5_encoder(),

@@ -15,6 +15,7 @@ from torch import nn
 
 import quant
 from pipelines.examples import example_call
+from pipelines.tiny import open_gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,7 @@ def tiny_denoiser(name: str, *, rows: int = 1, seed: int = 0) -> tuple[nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module = getattr(diffusers, tiny.kind)(**tiny.config)
-        for parameter in module.parameters():
-            if not parameter.any():  # many start gates at zero, which would hide what they let through
-                nn.init.normal_(parameter, std=0.2)
+        open_gates(module)
     module.eval().requires_grad_(False)
     return module, example_call(module, rows, seed=seed, per_token=tiny.per_token)
 

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
 
-from pipelines.tiny import CLIP_WIDTH, T5_WIDTH, clip_config, clip_tokenizer, t5_encoder, t5_tokenizer
+from pipelines.tiny import (
+    CLIP_WIDTH,
+    T5_WIDTH,
+    clip_config,
+    clip_tokenizer,
+    open_gates,
+    save_random,
+    t5_encoder,
+    t5_tokenizer,
+)
 
 LATENTS = 4
 """Channels of every tiny latent."""
@@ -31,14 +38,13 @@ def save_tiny_video(family: str, folder: Path, *, seed: int = 0) -> Path:
     """
     if family not in VIDEO_FAMILIES:
         raise KeyError(f"no tiny video model of family {family!r}; there are {', '.join(VIDEO_FAMILIES)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def make() -> Any:
         pipeline = VIDEO_FAMILIES[family]()
-        for parameter in pipeline.transformer.parameters():
-            if not parameter.any():  # many start gates at zero, which would hide what they let through
-                nn.init.normal_(parameter, std=0.2)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
+        open_gates(pipeline.transformer)
+        return pipeline
+
+    return save_random(make, folder, seed=seed)
 
 
 def _wan(**options: Any) -> Any:

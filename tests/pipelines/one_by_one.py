@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
-import torch
 import transformers
 
-from pipelines.tiny import t5_tokenizer
+from pipelines.tiny import save_random, t5_tokenizer, vae
 from quant.guidance.plan import GuidancePlan, GuidanceStep
 
 WIDTH = 32
@@ -17,6 +17,10 @@ WIDTH = 32
 
 def save_cogview(folder: Path) -> Path:
     """Writes a tiny random CogView4 to a folder in diffusers layout."""
+    return save_random(_cogview, folder)
+
+
+def _cogview() -> Any:
     tokenizer = t5_tokenizer()
     config = transformers.GlmConfig(
         vocab_size=len(tokenizer),
@@ -28,45 +32,33 @@ def save_cogview(folder: Path) -> Path:
         head_dim=16,
         pad_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        pipeline = diffusers.CogView4Pipeline(
-            tokenizer=tokenizer,
-            text_encoder=transformers.GlmModel(config).eval(),
-            vae=diffusers.AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-                block_out_channels=(16, 32),
-                layers_per_block=1,
-                norm_num_groups=8,
-                latent_channels=4,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            ).eval(),
-            transformer=diffusers.CogView4Transformer2DModel(
-                patch_size=2,
-                in_channels=4,
-                out_channels=4,
-                num_layers=2,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                text_embed_dim=WIDTH,
-                time_embed_dim=16,
-                condition_dim=8,
-                sample_size=16,
-                rope_axes_dim=(8, 8),
-            ).eval(),
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
-                base_shift=0.25,
-                max_shift=0.75,
-                base_image_seq_len=256,
-                use_dynamic_shifting=True,
-                time_shift_type="linear",
-            ),
-        )
+    pipeline = diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.GlmModel(config).eval(),
+        vae=vae(use_quant_conv=False, use_post_quant_conv=False),
+        transformer=diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            text_embed_dim=WIDTH,
+            time_embed_dim=16,
+            condition_dim=8,
+            sample_size=16,
+            rope_axes_dim=(8, 8),
+        ).eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25,
+            max_shift=0.75,
+            base_image_seq_len=256,
+            use_dynamic_shifting=True,
+            time_shift_type="linear",
+        ),
+    )
     pipeline.transformer.patch_embed.text_proj.weight.data *= 30  # random weights hardly look at texts
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
+    return pipeline
 
 
 def step(letter: str, gain: float = 1.0, *earlier: float, pattern: int = 0) -> GuidanceStep:

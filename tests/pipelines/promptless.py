@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers.pipelines.deprecated import LDMPipeline
+
+from pipelines.tiny import save_random, vae
 
 LABELS = {"0": "red", "1": "green, verdant", "2": "blue", "3": "gray"}
 
 
 def save_promptless(name: str, folder: Path, *, seed: int = 0) -> Path:
     """Writes one of MODELS to a folder in diffusers layout."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pipeline = MODELS[name]()
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_random(MODELS[name], folder, seed=seed)
     if name == "dit":  # diffusers reads the names from there but does not write them
         path = folder / "model_index.json"
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"id2label": LABELS}))
@@ -54,14 +52,7 @@ def _dit(classes: int) -> Any:
             out_channels=8,
             num_embeds_ada_norm=classes,
         ).eval(),
-        vae=diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            norm_num_groups=8,
-            latent_channels=4,
-        ).eval(),
+        vae=vae(),
         scheduler=diffusers.DDIMScheduler(),
     )
 

@@ -27,19 +27,18 @@ from jobs.files import ResultStore
 from jobs.job import JobResult, new_job_id
 from pipelines.families import UnsupportedModel
 from pipelines.media import read_facts
+from pipelines.tiny_videos import VIDEO_FAMILIES
 from tests.workers.kit import TOKEN, Kit, Notes, decibels, request, tiny_settings, video_request
 from workers.products import products_of
 from workers.seams import JobSeams
 from workers.task import JobCanceledSignal, Task
-
-FAMILIES = ("wan", "wan-per-token", "ltx", "cogvideox", "cogvideox-rotary", "hunyuan-video")
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workers.rows.GAIN", 0.0)  # batch whether or not it pays for models so small
-        made = Kit(tiny_settings(tmp_path_factory.mktemp("data"), ("stable-diffusion", *FAMILIES)))
+        made = Kit(tiny_settings(tmp_path_factory.mktemp("data"), ("stable-diffusion", *VIDEO_FAMILIES)))
         yield made
         made.close()
 
@@ -55,7 +54,7 @@ def made_frames(kit: Kit, result: JobResult) -> NDArray[np.float64]:
     return frames_of(kit.files(result)[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
 def test_every_family_makes_a_film(kit: Kit, family: str) -> None:
     notes = Notes()
     result = kit.run(video_request(family, previews=1, seed=5), notes=notes)
