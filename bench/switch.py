@@ -26,7 +26,7 @@ from bench.cpu_cells import Size, built, packages, resolved
 from bench.machine import describe
 from bench.numbers import keep
 from bench.rivals import OURS, Work
-from bench.subjects import UNSEEN, UNSEEN_SEED, Picture, subject
+from bench.subjects import UNSEEN_SEED, Picture, subject
 from bench.table import Found, Kept
 from jobs.catalog import Catalog
 from pipelines.denoiser import Denoiser, DenoiserCall
@@ -210,7 +210,7 @@ def _resident(residents: Residents, about: Picture, profiles: Pair, rounds: int)
             loaded = lease.served.denoiser.weights_bytes
             recorder = _LastCall(lease.served.denoiser)
             for _ in range(2):  # the first is not counted
-                drawn = draw_batch(lease.components, recorder, [UNSEEN], [UNSEEN_SEED], about.defaults)
+                drawn = draw_batch(lease.components, recorder, [about.unseen], [UNSEEN_SEED], about.defaults)
             pictures.append(drawn.seconds)
             if recorder.last is None:
                 raise ValueError(f"{about.name}: its pipeline never calls its denoiser")
