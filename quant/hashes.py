@@ -77,8 +77,11 @@ class Hashes:
             newest = _Remembered(sha256=dict(list(known.items())[-MOST:]))
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial = self._path.with_name(f".{self._path.name}-{os.getpid()}-{threading.get_ident()}")
-            partial.write_text(newest.model_dump_json(indent=1), encoding="utf-8")
-            partial.replace(self._path)
+            try:
+                partial.write_text(newest.model_dump_json(indent=1), encoding="utf-8")
+                partial.replace(self._path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def sha256_of(paths: Sequence[Path], hashes: Hashes | None = None) -> str:

@@ -77,6 +77,13 @@ def test_a_memory_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> N
     assert str(file.stat().st_ino) in memory.read_text(encoding="utf-8")
 
 
+def test_a_memory_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "cache" / "hashes.json").mkdir(parents=True)
+    file = written(tmp_path / "weights", b"weights")
+    assert Hashes(tmp_path / "cache" / "hashes.json").of(file) == hashlib.sha256(b"weights").hexdigest()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["hashes.json"]
+
+
 def test_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quant.hashes.MOST", 2)
     assert MOST > 2
