@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +9,7 @@ from typing import Annotated
 import typer
 
 from halftone import render
+from halftone.commands.steps import progress_of
 from halftone.options import Json
 from jobs.errors import InvalidRequest
 
@@ -123,15 +122,3 @@ def read_prompts(path: Path) -> list[str]:
     if not found:
         raise InvalidRequest(f"{path} holds no prompt; it takes one a line", param="prompts")
     return found
-
-
-@contextmanager
-def progress_of() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that is told (what is being done, how much of it is done, of how much)."""
-    with render.progress_bar() as bar:
-        task = bar.add_task("reading", total=None)
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield on_progress

@@ -1,10 +1,11 @@
-"""What commands that draw share: a bar that moves with the steps, and files that can be written. Knows no job."""
+"""What commands share: bars that move with the work, and files that can be written. Knows no command."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from halftone import render
@@ -16,15 +17,22 @@ Step = Callable[[int, int], None]
 
 
 @contextmanager
+def progress_of(first: str = "reading") -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that says `first` until it is told (what is being done, how much of it is done, of how much)."""
+    with render.progress_bar() as bar:
+        task = bar.add_task(first, total=None)
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield on_progress
+
+
+@contextmanager
 def steps_shown(what: str) -> Iterator[Step]:
     """A bar that waits for the first step, then says `what` is being done."""
-    with render.progress_bar() as progress:
-        task = progress.add_task("waiting", total=None)
-
-        def on_step(step: int, total: int) -> None:
-            progress.update(task, description=what, completed=step, total=total)
-
-        yield on_step
+    with progress_of("waiting") as on_progress:
+        yield partial(on_progress, what)
 
 
 def steps_of(on_step: Step) -> Callable[[Event], None]:

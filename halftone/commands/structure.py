@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halftone import render
-from halftone.commands.offline import ModelArgument, progress_of
+from halftone.commands.offline import ModelArgument
+from halftone.commands.steps import progress_of
 from halftone.options import Json
 from jobs.errors import InvalidRequest, UnknownModel
 

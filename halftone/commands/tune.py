@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from halftone import render
-from halftone.commands.offline import ModelArgument, Prompts, Seed, progress_of, read_prompts
+from halftone.commands.offline import ModelArgument, Prompts, Seed, read_prompts
+from halftone.commands.steps import progress_of
 from halftone.options import Json
 
 
