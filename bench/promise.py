@@ -131,7 +131,7 @@ def allowed(count: int) -> int:
 
 
 def report(kept: Kept) -> None:
-    """Writes the table from the rows that are there."""
+    """Writes the table from the rows that are there, one at least."""
     found = [one for row in rows() if (one := kept.read(row.name)) is not None]
     facts = {"prompts": PROMPTS, "share": SHARE, "allowed": allowed(PROMPTS), "machine": machine.describe()}
     OUT.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def markdown(facts: Found, found: Sequence[Found]) -> str:
     """The whole page."""
     told = {name: value for name, value in facts.items() if name != "machine"}
     place = {name: facts["machine"][name] for name in ("cores", "processor", "date")}
-    return f"{HEAD.format(**told, **place)}\n{table([_line(one) for one in found])}\n" if found else HEAD
+    return f"{HEAD.format(**told, **place)}\n{table([_line(one) for one in found])}\n"
 
 
 def _line(one: Found) -> dict[str, object]:

@@ -19,9 +19,12 @@ import av
 import httpx
 import pytest
 
+import quant
 from jobs.files import ResultStore
 from jobs.job import Job
+from jobs.profile import Defaults
 from jobs.request import VideoRequest
+from pipelines.order import QuantizationOrder, quantize_folder
 from pipelines.tiny import save_tiny
 from pipelines.tiny_videos import save_tiny_video
 from tests.chaos.history import History, file_faults, summary, unsettled
@@ -30,32 +33,43 @@ from tests.chaos.load import Client
 from tests.chaos.test_kills import all_jobs
 from workers.metrics import resident_bytes
 
-KILLS = 6
+KILLS = 16
 CLIENTS = 5
 GAP_JOBS = 6
 PATIENCE_SECONDS = 400.0
 QUIET_SECONDS = 20.0
-SETTLING_JOBS, MEASURED_JOBS = 6, 8
+SETTLING_JOBS, MEASURED_JOBS = 3, 4
 GROWTH, NOISE_BYTES = 1.05, 8 * 2**20
 
 SIZES = {"width": 32, "height": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
 
 
+PROFILES = {"still": ("w8a8", "tfmq-w8a8"), "moving": ("w8a8",)}
+
+
 def add_models(data: Path) -> None:
+    """A picture model and a video model, each with profiles beside float."""
     for folder, moving in (
         (save_tiny("stable-diffusion", data / "models" / "still"), {}),
         (save_tiny_video("wan", data / "models" / "moving"), {"num_frames": 9, "fps": 8}),
     ):
-        (folder / "halftone.json").write_text(json.dumps({"defaults": SIZES | moving}), encoding="utf-8")
+        defaults = Defaults.model_validate(SIZES | moving)
+        told = {"defaults": defaults.model_dump(mode="json", exclude_none=True)}
+        (folder / "halftone.json").write_text(json.dumps(told), encoding="utf-8")
+        for name in PROFILES[folder.name]:
+            out, recipe = data / "artifacts" / folder.name / name, quant.load_recipe(name)
+            quantize_folder(QuantizationOrder(folder, out, recipe, ["a red box"], defaults, folder.name))
 
 
 def mixed(chance: random.Random) -> dict[str, Any]:
-    """A picture or a video, of a few sizes."""
-    body = {"prompt": "a red box", "seed": chance.randrange(1000)}
-    if chance.random() < 0.5:
-        return body | {"model": "still", "n": chance.choice([1, 2]), "width": chance.choice([32, 48])}
+    """A picture or a video, of a few sizes, by any profile."""
+    model = chance.choice(list(PROFILES))
+    profile = chance.choice(["float", *PROFILES[model]])
+    body = {"prompt": "a red box", "seed": chance.randrange(1000), "model": model, "profile": profile}
+    if model == "still":
+        return body | {"n": chance.choice([1, 2]), "width": chance.choice([32, 48])}
     shape = {"num_frames": chance.choice([5, 9]), "output_format": chance.choice(["mp4", "webm", "gif"])}
-    return body | {"kind": "video", "model": "moving"} | shape
+    return body | {"kind": "video"} | shape
 
 
 def whole(jobs: Sequence[Job], store: ResultStore) -> list[str]:
@@ -86,8 +100,9 @@ async def kill(house: House, history: History) -> None:
 
 
 async def memory_after(house: House, count: int) -> int:
-    """Resident bytes of the device child once `count` more jobs of each kind have run."""
-    bodies: tuple[dict[str, Any], ...] = ({"model": "still"}, {"model": "moving", "kind": "video"})
+    """Resident bytes of the device child once `count` more jobs of each kind have run, by float and quantized."""
+    kinds: tuple[dict[str, Any], ...] = ({"model": "still"}, {"model": "moving", "kind": "video"})
+    bodies = [kind | {"profile": profile} for kind in kinds for profile in ("float", "w8a8")]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{house.port}", timeout=30) as http:
         for number in range(count):
             for body in bodies:
@@ -141,5 +156,6 @@ def test_pictures_and_videos_survive_kills_and_memory_returns(
     assert faults == []
     assert failed == [], "no job was at fault"
     assert house.done["child"] >= 1 and any(job.deliveries > 1 for job in jobs), "kills hit jobs that ran"
-    assert {job.request.kind for job in jobs if job.result} == {"image", "video"}
+    done = {(job.request.kind, job.request.profile) for job in jobs if job.result}
+    assert {kind for kind, _ in done} == {"image", "video"} and len(done) > 3, done
     assert after <= GROWTH * before + NOISE_BYTES
