@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quant.backends.runtime import give_back_memory, has_bfloat16, properties
+from quant.backends import runtime
+from quant.backends.runtime import clips, give_back_memory, has_bfloat16, properties
 
 
 def test_layers_that_stay_float_are_computed_in_float32() -> None:
@@ -20,6 +21,19 @@ def test_layers_that_stay_float_are_computed_in_float32() -> None:
 def test_bfloat16_is_what_the_cpu_has() -> None:
     flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     assert has_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def test_a_cpu_whose_products_clip_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = tmp_path / "cpuinfo"
+    monkeypatch.setattr(runtime, "CPU_LISTING", listing)
+    for flags, expected in {"": False, "avx2 avx512f": True, "avx2 avx_vnni": False, "asimd dotprod": False}.items():
+        listing.write_text(f"flags : fpu {flags}\n", encoding="utf-8")
+        caplog.clear()
+        runtime.core.__wrapped__()
+        assert clips(listing) == ("no VNNI" in caplog.text) == expected
+    assert not clips(tmp_path / "none")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the C library is another")
