@@ -30,8 +30,8 @@ def core() -> Any:
     """The process's OpenVINO core. Warns where 8-bit products clip."""
     if clips(CPU_LISTING):
         log.warning(
-            "this CPU has no VNNI: sums of 8-bit products clip at 16 bits, and pictures of 8-bit profiles are farther "
-            "from float than their cards say; serve float here, or use another machine"
+            "this CPU has no VNNI: sums of 8-bit products clip at 16 bits, and pictures of quantized profiles are "
+            "farther from float than their cards say; serve float here, or use another machine"
         )
     return openvino.Core()
 
