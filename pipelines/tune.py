@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import quant
-from jobs.manifest import Manifest
 from jobs.profile import FLOAT
-from pipelines.beside import Remembered, timed
+from pipelines.beside import Remembered
 from pipelines.calibrate import Progress, silent
 from pipelines.denoiser import Denoiser, TorchDenoiser
 from pipelines.families import Subject
@@ -23,7 +22,8 @@ from pipelines.fidelity import ProfileFidelity, evaluate
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.once import Once, digest
 from pipelines.order import QuantizationOrder, quantize_folder
-from pipelines.quantized import denoiser_sha256, load_profile
+from pipelines.quantized import denoiser_sha256
+from pipelines.tune_facts import facts_of, opened
 from pipelines.tune_measure import Bench, measure
 from pipelines.tune_order import (
     FORMAT,
@@ -56,9 +56,6 @@ MARGIN_DB = 0.3
 
 USUAL_DB = 18.0
 """PSNR of pictures whose latents are wrong by all of their size, before the first picture tells."""
-
-TIMED = 8
-"""Pictures whose time is taken."""
 
 RECIPE, STORY = "recipe.toml", "tuning.json"
 """Beside the artifact's own files: the recipe that makes it again, and how it was found."""
@@ -208,9 +205,7 @@ class _Tuner:
 
     def _draw(self, place: Path, subjects: Sequence[Subject], first: int) -> ProfileFidelity:
         order, truth = self.order, self._float()
-        card = Manifest.read(place / quant.MANIFEST).card(place)
-        profile = load_profile(card, self.components, order.means)
-        try:
+        with opened(place, self.components, order.means) as (card, profile):
             features = temporal_features(self.components, [card], subjects[0], order.defaults, truth.denoiser.module)
             denoisers: dict[str, Denoiser] = {FLOAT: truth, card.name: profile}
             found = evaluate(
@@ -218,14 +213,16 @@ class _Tuner:
                 denoisers,
                 subjects,
                 order.defaults,
-                seed=order.seed + 1_000_000 + first,
+                seed=self._seed(first),
                 checker=order.checker,
                 features=features,
                 progress=self.progress,
             )
-        finally:
-            _close(profile)
         return next(one for one in found if one.profile == card.name)
+
+    def _seed(self, first: int) -> int:
+        """Of the first of some pictures."""
+        return self.order.seed + 1_000_000 + first
 
     def _float(self) -> Remembered:
         if self.truth is None:
@@ -235,7 +232,8 @@ class _Tuner:
     def _finished(self, search: Search, recipe: Recipe, place: Path, held: ProfileFidelity) -> Tuned:
         """Puts the artifact in its place, with all that is to be told of it."""
         order = self.order
-        quant.set_fidelity(place, held.summary() | self._seconds(place))
+        first = self._seed(1 + len(order.checked))
+        quant.set_fidelity(place, held.summary() | facts_of(place, order, self.components, self._float(), first))
         story = self._story(search)
         (place / RECIPE).write_text(text_of(recipe), encoding="utf-8")
         (place / STORY).write_text(story.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -249,16 +247,6 @@ class _Tuner:
         """Removes artifacts that were built on the way; a killed search keeps them."""
         for one in self.places:
             shutil.rmtree(one, ignore_errors=True)
-
-    def _seconds(self, place: Path) -> dict[str, float]:
-        card = Manifest.read(place / quant.MANIFEST).card(place)
-        profile = load_profile(card, self.components, self.order.means)
-        try:
-            both: dict[str, Denoiser] = {FLOAT: self._float().denoiser, card.name: profile}
-            seconds = timed(self.components, both, self.order.held_out[:TIMED], self.order.defaults)
-        finally:
-            _close(profile)
-        return {"seconds": seconds[card.name], "float_seconds": seconds[FLOAT]}
 
     def _story(self, search: Search) -> Story:
         spots = tuple(
@@ -291,9 +279,3 @@ class _Tuner:
         sha256 = denoiser_sha256(order.folder, self.components.denoiser_part)
         told = (FORMAT, sha256, list(order.subjects), order.defaults.model_dump_json(), order.seed, order.probed)
         return repr((told, base_recipe()))
-
-
-def _close(denoiser: Denoiser) -> None:
-    close: Callable[[], None] | None = getattr(denoiser, "close", None)
-    if close is not None:
-        close()

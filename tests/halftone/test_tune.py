@@ -84,6 +84,8 @@ def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch:
     assert told["profile"]["name"] == "mine" and told["profile"]["fidelity"]["psnr_db"] >= 28
     assert told["profile"]["fidelity"]["prompts"] == 2, "a quarter is held out"
     assert told["profile"]["fidelity"]["seconds"] > 0
+    scattered = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["fidelity"]["spread"]
+    assert len(scattered["psnr_db"]) == 2 and scattered["temporal_error"], "auto and the guard know held-out pictures"
     assert (place / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     again = {path.name: path.stat().st_mtime_ns for path in Path("data/artifacts/tiny/.tuning").glob("*.json")}
     assert all(again[name] == when for name, when in kept.items()), "what was measured is not measured again"
