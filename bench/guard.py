@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import quant
+from bench import guard_report
 from bench.guard_sabotage import SABOTAGES, CannotDamage, damage
+from bench.machine import describe
 from jobs.guard_record import GuardRecord, Verdict, after, comparison, empty
 from jobs.manifest import Manifest
 from jobs.profile import ProfileCard
@@ -149,6 +151,12 @@ def builds(folder: Path, opened: Model, name: str, recipe_name: str, most: int, 
         yield Case(f"{recipe_name}/build-{number}", out, comparisons, Verdict.HEALTHY)
 
 
+def _options(choice: argparse.Namespace) -> str:
+    """What makes these cases again, anywhere."""
+    numbers = (f"--{name} {getattr(choice, name)}" for name in ("seeds", "builds", "recipe", "comparisons"))
+    return " ".join([f"--model {choice.model} --profiles", *choice.profiles, *numbers])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Judge all cases; 1 when one was judged otherwise than wanted."""
     options = argparse.ArgumentParser(prog="python -m bench guard", description=__doc__)
@@ -159,12 +167,13 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--recipe", default="w8a8", help="what they are made by")
     options.add_argument("--comparisons", type=int, default=200, help="for each healthy artifact")
     options.add_argument("--out", type=Path, default=Path("build/guard"), help="folder of artifacts and results")
+    options.add_argument("--report", type=Path, default=Path("docs/results"), help="folder of the table")
     choice = options.parse_args(arguments)
     out = choice.out / choice.model
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
     opened = open_model(choice.model)
-    cases = wrong = 0
+    cases = []
     for case in chain(  # made one by one, as they are judged
         sabotages(out / "damaged", choice.model, choice.profiles, choice.seeds),
         shipped(choice.model, choice.profiles, choice.comparisons),
@@ -174,8 +183,11 @@ def main(arguments: Sequence[str]) -> int:
         if not file.exists():
             file.write_text(json.dumps(judged(opened, case, out / "cache"), indent=1), encoding="utf-8")
         told = json.loads(file.read_text(encoding="utf-8"))
-        cases += 1
-        wrong += told["verdict"] != told["wanted"]
-        print(json.dumps(told))
-    print(json.dumps({"cases": cases, "judged_otherwise": wrong}))
+        cases.append(told)
+        print(json.dumps(told), flush=True)
+    about = {"options": _options(choice), "model": choice.model}
+    place = describe()
+    guard_report.write(choice.report, about | {name: place[name] for name in ("processor", "date")}, cases)
+    wrong = sum(told["verdict"] != told["wanted"] for told in cases)
+    print(json.dumps({"cases": len(cases), "judged_otherwise": wrong}))
     return int(wrong > 0)
