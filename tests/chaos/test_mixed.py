@@ -141,7 +141,7 @@ async def story(data: Path) -> tuple[House, History, list[Job], list[str], tuple
     return house, history, jobs, faults, memory
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_pictures_and_videos_survive_kills_and_memory_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
