@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,8 @@ HEAD = """# Tuned recipes beside shipped ones
 Made by `python -m bench tune` (resumes row by row); numbers also in `tune.json`. 25 DDIM steps, guidance 3; {prompts}
 unseen prompts that no search knew, the same seeds and noise for all rows. A search measures on {measured} calibration
 prompts, draws every recipe that it builds on {checked} others, and holds the result to {held_out} others. {done} of
-{rows} rows are measured so far, on one core of {processor}, {date}. Time is of a picture, eight drawn together, as a
-share of float's in turn on the same core.
+{rows} rows are measured so far, on {processor}, {date}. Time is of a picture, eight drawn together, as a share of
+float's, all profiles of a model in turn in one run.
 """
 
 TITLES: Final = ("profile", "MB", "PSNR dB", "prompt accuracy", "time, of float's", "plan saves", "recipes built")
@@ -53,9 +54,9 @@ def _table(mine: Sequence[Found]) -> list[str]:
         cells = [
             f"**{row['profile']}**" if row["tuned"] else row["profile"],
             f"{row['bytes'] / 1e6:.2f}",
-            f"{row['psnr_db']:.2f}",
+            f"{_db(row):.2f}",
             f"{row['prompt_accuracy']:.3f}",
-            f"{_time(row):.3f}" if row["seconds"] else "-",
+            f"{row['time']:.3f}" if row["time"] else "-",
             f"{row['saving']:.0%}" if row["saving"] else "-",
             str(row.get("recipes_built", "-")),
         ]
@@ -72,9 +73,9 @@ def _dominance(mine: Sequence[Found]) -> list[str]:
     ]
     for row in mine:
         if not row["tuned"]:
-            better = [one for one in tuned if one["psnr_db"] >= row["psnr_db"]]
+            better = [one for one in tuned if _db(one) >= _db(row)]
             smaller = [one for one in better if one["bytes"] <= row["bytes"]]
-            faster = [one for one in better if _time(one) <= _time(row)]
+            faster = [one for one in better if one["time"] and row["time"] and one["time"] <= row["time"]]
             both = [one for one in smaller if one in faster]
             lines.append(f"| {row['profile']} | {_by(smaller, row)} | {_by(faster, row)} | {_by(both, row)} |")
     return lines
@@ -84,15 +85,15 @@ def _by(found: Sequence[Found], row: Found) -> str:
     """The one that gains most, and how it stands to the shipped one."""
     if not found:
         return "none"
-    best = max(found, key=lambda one: one["psnr_db"])
-    gained, share = best["psnr_db"] - row["psnr_db"], best["bytes"] / row["bytes"]
-    return f"{best['profile']}: {gained:+.1f} dB, {share:.2f} of its bytes, {_time(best) / _time(row):.2f} of its time"
+    best = max(found, key=_db)
+    told = f"{best['profile']}: {_db(best) - _db(row):+.1f} dB, {best['bytes'] / row['bytes']:.2f} of its bytes"
+    return told + (f", {best['time'] / row['time']:.2f} of its time" if best["time"] and row["time"] else "")
 
 
-def _time(row: Found) -> float:
-    """Seconds, as a share of float's in the same run."""
-    return float(row["seconds"]) / float(row["float_seconds"])
+def _db(row: Found) -> float:
+    """Mean PSNR; infinite where every picture is identical with float's."""
+    return math.inf if row["psnr_db"] is None else float(row["psnr_db"])
 
 
 def _places(found: Sequence[Found], model: str) -> list[Place]:
-    return [Place(row["profile"], row["psnr_db"], _time(row), row["bytes"]) for row in found if row["model"] == model]
+    return [Place(row["profile"], _db(row), row["time"], row["bytes"]) for row in found if row["model"] == model]
