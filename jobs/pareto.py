@@ -67,9 +67,5 @@ def marked(cards: Sequence[ProfileCard]) -> list[ProfileCard]:
 
 
 def _seconds(card: ProfileCard, usual: float | None) -> float | None:
-    if usual is None:
-        return None
-    if card.fidelity is None:
-        return usual
-    own, beside = card.fidelity.seconds, card.fidelity.float_seconds
-    return usual * own / beside if own and beside else None
+    share = card.time_of_float
+    return None if usual is None or share is None else usual * share

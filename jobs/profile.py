@@ -161,6 +161,15 @@ class ProfileCard(BaseModel):
             return None
         return math.inf if self.fidelity.psnr_db is None else self.fidelity.psnr_db
 
+    @property
+    def time_of_float(self) -> float | None:
+        """A picture's time as a share of float's, both drawn in one run by its build; None where none was taken."""
+        if self.name == FLOAT:
+            return 1.0
+        own = None if self.fidelity is None else self.fidelity.seconds
+        beside = None if self.fidelity is None else self.fidelity.float_seconds
+        return own / beside if own and beside else None
+
 
 class Defaults(BaseModel):
     """What a request gets where it says nothing."""

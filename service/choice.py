@@ -98,7 +98,7 @@ def choose(
     fit = [one for one in candidates if not one.shortfalls(wanted)]
     if not fit:
         raise _unmet(wanted, candidates, model, confidence)
-    chosen = min(fit, key=_speed if wanted.quality is not None else _farness)
+    chosen = _fastest(fit) if wanted.quality is not None else min(fit, key=_farness)
     return Choice(
         profile=chosen.card.name,
         psnr_db=None if chosen.psnr_db is None or math.isinf(chosen.psnr_db) else round(chosen.psnr_db, 2),
@@ -107,6 +107,16 @@ def choose(
         weights_bytes=chosen.card.weights_bytes,
         evidence=chosen.evidence,
     )
+
+
+def _fastest(fit: Sequence[Candidate]) -> Candidate:
+    """By what builds measured, each beside float: what jobs took here also tells who else was here, so it would favour
+    whatever ran alone. By jobs where a build measured no time.
+    """
+    shares = [one.card.time_of_float for one in fit]
+    if None in shares:
+        return min(fit, key=_speed)
+    return min(fit, key=lambda one: (one.card.time_of_float or math.inf, one.card.weights_bytes))
 
 
 def _speed(one: Candidate) -> tuple[float, int]:

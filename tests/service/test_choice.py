@@ -191,6 +191,16 @@ def test_auto_never_chooses_a_failed_profile_whatever_was_promised() -> None:
         choose(ask(**wanted), REQUEST, only, record_of("old", Verdict.FAILED), unknown, 0.95)
 
 
+def test_jobs_that_ran_in_company_do_not_make_their_profile_slow() -> None:
+    book = CostBook()
+    for name, seconds in (("rough", 9.0), ("float", 2.0)):
+        book.observe(REQUEST.model_copy(update={"profile": name}), Costs(denoise_seconds=seconds))
+    wanted = ask(quality={"min_psnr_db": 30})
+    assert choose(wanted, REQUEST, MODEL, {}, book.estimate, 0.95).profile == "rough"
+    hurried = ask(quality={"min_psnr_db": 30}, deadline_seconds=1.0)
+    assert choose(hurried, REQUEST, MODEL, {}, book.estimate, 0.95).profile == "good"
+
+
 def test_a_choice_of_which_nothing_is_known_does_not_say_that_it_is_as_float() -> None:
     choice = choose(ask(max_memory_bytes=45), REQUEST, MODEL, {}, unknown, 0.95)
     assert (choice.profile, choice.psnr_db) == ("old", None)
