@@ -20,6 +20,7 @@ from torch import nn
 
 from pipelines.denoiser import channels_last, module_bytes
 from pipelines.families import AUTOENCODER_PARTS, OPTION_DEFAULTS, UNUSED_PARTS, UnsupportedModel, denoiser_part
+from quant.making import MAKING
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
@@ -183,13 +184,14 @@ def _load_part(folder: Path, part: str, entry: list[Any], device: torch.device, 
     _refuse_pickles(folder / part)
     dtype_argument = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
     try:
-        module, told = kind.from_pretrained(
-            folder / part,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{dtype_argument: dtype},
-        )
+        with MAKING:
+            module, told = kind.from_pretrained(
+                folder / part,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **{dtype_argument: dtype},
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder / part} cannot be loaded: {error}") from error
     if told["missing_keys"] or told.get("mismatched_keys"):

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from quant.making import MAKING
+
 SIDE = 256
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -72,7 +74,8 @@ class ClipScore:
         """
         from transformers import AutoTokenizer, CLIPModel
 
-        self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        with MAKING:
+            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         self._reading = threading.Lock()  # tokenizers are not thread-safe
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

@@ -18,6 +18,7 @@ from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_denoiser
 from quant.guidance.plan import GuidancePlan
+from quant.making import MAKING
 
 
 class Means(Protocol):
@@ -175,6 +176,6 @@ def denoiser_sha256(folder: Path, part: str, hashes: quant.Hashes | None = None)
 def empty_denoiser(components: Components) -> nn.Module:
     """The denoiser with its parameters on the meta device and its constant buffers real."""
     kind = type(components.skeleton)
-    with init_empty_weights(include_buffers=False):
+    with MAKING, init_empty_weights(include_buffers=False):
         module: nn.Module = kind.from_config(components.skeleton.config)  # type: ignore[attr-defined]
     return module.eval().requires_grad_(False)

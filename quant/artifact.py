@@ -20,6 +20,7 @@ from quant.finer import Finer
 from quant.guidance.plan import GuidancePlan
 from quant.hashes import sha256_of
 from quant.layers import as_float_layer, bind, quantized_layers, replace_layers
+from quant.making import MAKING
 from quant.manifest import MANIFEST, FallbackLeaf, Manifest, write_manifest
 from quant.packing import pack, packed_bytes, unpack
 from quant.precision import PreciseSteps
@@ -143,11 +144,12 @@ def load_into(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Module:
         ArtifactError: the artifact's tensors are not exactly those that the module needs.
     """
     forms = manifest.forms
-    if manifest.temporal is not None:
-        install(module, manifest.temporal)
-    install_transforms(module, manifest.transforms)
-    replace_layers(module, _empty_layers(module, forms))
-    _fill(module, folder / TENSORS, forms)
+    with MAKING:
+        if manifest.temporal is not None:
+            install(module, manifest.temporal)
+        install_transforms(module, manifest.transforms)
+        replace_layers(module, _empty_layers(module, forms))
+        _fill(module, folder / TENSORS, forms)
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if unfilled:
         raise ArtifactError(f"{folder} leaves these without values: {', '.join(sorted(unfilled)[:5])}")
@@ -164,9 +166,10 @@ def load_fallback(module: nn.Module, folder: Path, manifest: Manifest) -> nn.Mod
     if FALLBACK not in manifest.files:
         raise ArtifactError(f"{folder} keeps no temporal layers for timesteps that its tables lack")
     forms = {leaf.name: leaf.form for leaf in manifest.fallback if leaf.form is not None}
-    replace_layers(module, _empty_layers(module, forms))
-    wanted = _namespace({leaf.name: module.get_submodule(leaf.name) for leaf in manifest.fallback})
-    _fill(wanted, folder / FALLBACK, forms)
+    with MAKING:
+        replace_layers(module, _empty_layers(module, forms))
+        wanted = _namespace({leaf.name: module.get_submodule(leaf.name) for leaf in manifest.fallback})
+        _fill(wanted, folder / FALLBACK, forms)
     return module.eval().requires_grad_(False)
 
 

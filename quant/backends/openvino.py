@@ -25,6 +25,7 @@ from quant.backends.call import Call, run_in_parts
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns, sharing
+from quant.making import MAKING
 from quant.manifest import Manifest
 
 BUCKETS = (1, 2, 4, 8, 16)
@@ -245,10 +246,11 @@ class OpenVinoExecutable:
         with self._converting:
             disk.mark_used(path)
             if not (path.is_file() and path.with_suffix(".bin").is_file()):
-                module = self._module()
-                with sharing(module, call, self._patterns):
-                    convert.write(convert.convert(module, call), path)
-                del module
+                with MAKING:
+                    module = self._module()
+                    with sharing(module, call, self._patterns):
+                        convert.write(convert.convert(module, call), path)
+                    del module
                 gc.collect()  # traced graphs hold cycles; the torch copy of the weights goes with them
                 runtime.give_back_memory()
         return path

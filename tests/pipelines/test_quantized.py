@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.order import QuantizationOrder, quantize_folder
-from pipelines.quantized import QuantizedDenoiser, load_quantized
+from pipelines.quantized import QuantizedDenoiser, empty_denoiser, load_quantized
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
 
@@ -187,3 +190,29 @@ def test_a_rotated_artifact_is_served_by_both_backends(tmp_path: Path) -> None:
     assert manifest.transforms
     for backend in quant.BACKENDS:
         assert 1e-4 < errors_of(load_quantized(card, components, means, backend=backend), truth, calls) < 0.05
+
+
+def test_an_artifact_that_is_read_while_a_model_is_loaded_keeps_its_values(
+    unet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components, card, _ = open_parts(unet)
+    assert card.artifact is not None
+    artifact, kind = card.artifact, cast("Any", type(components.skeleton))
+    make, inside, go_on = kind.from_config, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if not inside.is_set():  # the first is diffusers' own, which makes modules without weights, whoever asks
+            inside.set()
+            assert go_on.wait(60)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(kind, "from_config", slow)
+    with ThreadPoolExecutor() as threads:
+        loading = threads.submit(load_denoiser, components)
+        assert inside.wait(60)
+        manifest = quant.read_manifest(artifact)
+        reading = threads.submit(lambda: quant.load_into(empty_denoiser(components), artifact, manifest))
+        assert not wait([reading], timeout=1).done
+        go_on.set()
+        both = loading.result(60), reading.result(60)
+    assert not any(tensor.is_meta for module in both for tensor in module.state_dict().values())
