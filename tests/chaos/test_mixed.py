@@ -38,7 +38,7 @@ CLIENTS = 5
 GAP_JOBS = 6
 PATIENCE_SECONDS = 400.0
 QUIET_SECONDS = 20.0
-SETTLING_JOBS, MEASURED_JOBS = 3, 4
+SETTLING_JOBS, MEASURED_JOBS = 6, 8
 GROWTH, NOISE_BYTES = 1.05, 8 * 2**20
 
 SIZES = {"width": 32, "height": 32, "num_inference_steps": 4, "guidance_scale": 3.0}
