@@ -65,7 +65,9 @@ class GuidanceCard(BaseModel):
 
     model_config = _CARD
 
-    saving: float = Field(description="Share of the denoiser's multiply-adds of a picture that is left out.")
+    saving: float = Field(
+        ge=0, lt=1, description="Share of the denoiser's multiply-adds of a picture that is left out."
+    )
     steps: str = Field(
         pattern="^[BSRN]*$",
         description="What each step runs. B: both branches; S: both, sharing attention; R: the conditional one, and "
@@ -78,6 +80,11 @@ class GuidanceCard(BaseModel):
     )
     measured_error: float | None = Field(None, description="The same, of pictures drawn to check it.")
     deviations: tuple[float, ...] = Field((), description="The same of the latents after each step.")
+
+    def serves(self, num_inference_steps: int, guidance_scale: float) -> bool:
+        """Whether a request is drawn by this plan: it was made for one number of steps, all others run in full."""
+        low, high = self.guidance
+        return num_inference_steps == len(self.steps) and low <= guidance_scale <= high
 
     @classmethod
     def of_plan(cls, plan: dict[str, Any]) -> GuidanceCard:
@@ -169,6 +176,13 @@ class ProfileCard(BaseModel):
         own = None if self.fidelity is None else self.fidelity.seconds
         beside = None if self.fidelity is None else self.fidelity.float_seconds
         return own / beside if own and beside else None
+
+    def time_without_plan(self, num_inference_steps: int, guidance_scale: float) -> float:
+        """How many times as long a step takes at these settings as where its build measured it: above 1 where the
+        guidance plan that it was measured with does not serve them.
+        """
+        plan = self.guidance
+        return 1.0 if plan is None or plan.serves(num_inference_steps, guidance_scale) else 1 / (1 - plan.saving)
 
 
 class Defaults(BaseModel):

@@ -98,7 +98,7 @@ def choose(
     fit = [one for one in candidates if not one.shortfalls(wanted)]
     if not fit:
         raise _unmet(wanted, candidates, model, confidence)
-    chosen = _fastest(fit) if wanted.quality is not None else min(fit, key=_farness)
+    chosen = _fastest(fit, request) if wanted.quality is not None else min(fit, key=_farness)
     return Choice(
         profile=chosen.card.name,
         psnr_db=None if chosen.psnr_db is None or math.isinf(chosen.psnr_db) else round(chosen.psnr_db, 2),
@@ -109,14 +109,21 @@ def choose(
     )
 
 
-def _fastest(fit: Sequence[Candidate]) -> Candidate:
+def _fastest(fit: Sequence[Candidate], request: GenerationRequest) -> Candidate:
     """By what builds measured, each beside float: what jobs took here also tells who else was here, so it would favour
     whatever ran alone. By jobs where a build measured no time.
     """
-    shares = [one.card.time_of_float for one in fit]
-    if None in shares:
+    if any(one.card.time_of_float is None for one in fit):
         return min(fit, key=_speed)
-    return min(fit, key=lambda one: (one.card.time_of_float or math.inf, one.card.weights_bytes))
+    return min(fit, key=lambda one: (_share(one.card, request), one.card.weights_bytes))
+
+
+def _share(card: ProfileCard, request: GenerationRequest) -> float:
+    return (card.time_of_float or math.inf) * _slowed(card, request)
+
+
+def _slowed(card: ProfileCard, request: GenerationRequest) -> float:
+    return card.time_without_plan(request.num_inference_steps, request.guidance_scale)
 
 
 def _speed(one: Candidate) -> tuple[float, int]:
@@ -172,10 +179,11 @@ def expected_seconds(
     own = build_seconds(card, model)
     if own is None:
         return None
+    own *= _slowed(card, request)
     for other in model.profiles:
         theirs, known = build_seconds(other, model), estimate(request.model_copy(update={"profile": other.name}))
         if theirs and known is not None:
-            return known * own / theirs
+            return known * own / (theirs * _slowed(other, request))
     return own * request.work / _default_work(request, model)
 
 

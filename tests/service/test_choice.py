@@ -10,9 +10,9 @@ import pytest
 from jobs.errors import InvalidRequest, ProfileFailed, PromiseUnmet
 from jobs.guard_record import GuardRecord, Pictures, Verdict, empty
 from jobs.job import Costs
-from jobs.profile import Defaults, Fidelity, Limits, ModelCard, ProfileCard
+from jobs.profile import Defaults, Fidelity, GuidanceCard, Limits, ModelCard, ProfileCard
 from jobs.request import GenerationRequest, ImageParameters, ImageRequest
-from jobs.spread import Measured, Setting, spread_of
+from jobs.spread import Measured, Setting, setting_of, spread_of
 from service.choice import choose, expected_seconds, guarded, notice_of, promises
 from service.costs import CostBook
 
@@ -84,6 +84,28 @@ def chosen(
 )
 def test_the_fastest_that_keeps_quality_or_else_the_nearest_to_float(wanted: dict[str, Any], name: str) -> None:
     assert chosen(**wanted) == name
+
+
+def test_a_guidance_plan_makes_nothing_faster_at_settings_that_it_does_not_serve() -> None:
+    plan = GuidanceCard(saving=0.4, steps="B" * 25, guidance=(2.0, 4.0), calibrated_guidance=3.0)
+    planned = profile("planned", 55, 0.3, 100).model_copy(update={"guidance": plan})
+    model = MODEL.model_copy(update={"profiles": (*MODEL.profiles, planned)})
+    wanted = ask(quality={"min_psnr_db": 36})
+
+    def picked(**settings: Any) -> str:
+        request = REQUEST.model_copy(update=settings)
+        seen = (Pictures(setting=setting_of(request), psnr_db=(55.0,) * 60),)
+        told = {
+            (record := empty("m", name, f"build of {name}", 0.0)).key: record.model_copy(update={"pictures": seen})
+            for name in ("good", "planned")
+        }
+        return choose(wanted, request, model, told, unknown, 0.95).profile
+
+    assert picked() == "planned"
+    assert picked(num_inference_steps=10) == "good"
+    assert picked(guidance_scale=5.0) == "good"
+    elsewhere = REQUEST.model_copy(update={"guidance_scale": 5.0})
+    assert expected_seconds(planned, elsewhere, model, unknown) == pytest.approx(0.3 / 0.6)
 
 
 def test_the_answer_names_the_choice_and_its_evidence() -> None:
