@@ -6,6 +6,7 @@
 | `{ns}:ev:{id}`             | stream | its events, about the last 256                   | with it; 1 h if previewed |
 | `{ns}:idem:{owner}:{key}`  | string | job id and fingerprint of an idempotent submit   | 24 h                      |
 | `{ns}:jobs:{owner}`        | zset   | an owner's job ids by creation time              | trimmed at submits        |
+| `{ns}:kind:{kind}:{owner}` | zset   | those of one kind                                | trimmed at submits        |
 | `{ns}:q:{lane}:{prio}`     | stream | entries of jobs that are not final               | entries: with their jobs  |
 | `{ns}:waiting:{lane}:{prio}` | zset | queued job ids by creation time                  | members: with that state  |
 | `{ns}:queued`              | hash   | queued jobs per owner                            | fields: at zero           |
@@ -59,6 +60,10 @@ class Keys:
     def owned(self, owner: str) -> str:
         """Sorted set of an owner's job ids."""
         return f"{self.namespace}:jobs:{owner}"
+
+    def owned_of(self, kind: str, owner: str) -> str:
+        """Sorted set of an owner's job ids of one kind."""
+        return f"{self.namespace}:kind:{kind}:{owner}"
 
     def queue(self, lane: str, priority: Priority) -> str:
         """Stream of one lane and priority."""
@@ -133,6 +138,7 @@ class Keys:
             "job": self.job(""),
             "events": self.events(""),
             "owned": self.owned(""),
+            "kind": f"{self.namespace}:kind:",
             "taken": self.taken(""),
             "queued": self.queued,
             "changed": self.changed,

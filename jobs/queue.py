@@ -90,7 +90,8 @@ class JobQueue(Claims):
         key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
         numbers = ("" if value is None else f"{value:.3f}" for value in (estimate, room_in))
         place = (request.lane, request.priority.value)
-        verdict, *rest = await self._link.run("submit", chosen, owner, mark, key, *place, record, *numbers)
+        facts = (*place, record, request.kind, *numbers)
+        verdict, *rest = await self._link.run("submit", chosen, owner, mark, key, *facts)
         if verdict == "created":
             job = Job(id=chosen, owner=owner, request=request, state=JobState.QUEUED, created_at=float(rest[0]))
             return Submission(job, created=True)
@@ -122,28 +123,25 @@ class JobQueue(Claims):
     ) -> JobPage:
         """An owner's jobs, newest first: at most `limit` (1 to 100) beyond job `after`, of one state and kind if given.
 
-        Raises `NotFound` when `after` is no job of this owner, `InvalidRequest` for a limit out of bounds.
+        Raises `NotFound` when `after` is no such job of this owner, `InvalidRequest` for a limit out of bounds.
         """
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit must be from 1 to {MAX_PAGE}; got {limit}", param="limit")
+        listing = self._keys.owned(owner) if kind is None else self._keys.owned_of(kind, owner)
         rank = 0
         if after is not None:
-            found = await self._link.call("ZRANK" if oldest_first else "ZREVRANK", self._keys.owned(owner), after)
+            found = await self._link.call("ZRANK" if oldest_first else "ZREVRANK", listing, after)
             if found is None:
                 raise _unknown(after)
             rank = int(found) + 1
         jobs: Jobs = []
         while len(jobs) <= limit:
             command = "ZRANGE" if oldest_first else "ZREVRANGE"
-            ids = await self._link.call(command, self._keys.owned(owner), rank, rank + _BATCH - 1)
+            ids = await self._link.call(command, listing, rank, rank + _BATCH - 1)
             if not ids:
                 break
             rank += len(ids)
-            jobs += [
-                job
-                for job in await self.records(ids)
-                if (state is None or job.state is state) and (kind is None or job.request.kind == kind)
-            ]
+            jobs += [job for job in await self.records(ids) if state is None or job.state is state]
         return JobPage(jobs[:limit], has_more=len(jobs) > limit)
 
     async def records(self, ids: Sequence[str]) -> Jobs:

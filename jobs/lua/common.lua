@@ -25,12 +25,18 @@ end
 -- The facts that decisions need; nil when there is no such job.
 local function load(id)
   local f = redis.call('HMGET', KEY.job .. id, 'state', 'token', 'last_token', 'entry', 'priority', 'owner',
-    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews', 'deleted', 'lane')
+    'created_at', 'deliveries', 'suspect_attempts', 'cancel_requested', 'worker', 'previews', 'deleted', 'lane',
+    'kind')
   if not f[1] then return nil end
   return {id = id, state = f[1], token = f[2], last_token = f[3], entry = f[4], priority = f[5], owner = f[6],
     created_at = f[7], deliveries = tonumber(f[8] or 0), suspect_attempts = tonumber(f[9] or 0),
     cancel_requested = f[10], worker = f[11] or '', previews = f[12], deleted = f[13],
-    lane = f[14] or 'image'}
+    lane = f[14] or 'image', kind = f[15] or 'image'}
+end
+
+-- The sets that list an owner's jobs: all of them, and those of this one's kind.
+local function listings(job)
+  return {KEY.owned .. job.owner, KEY.kind .. job.kind .. ':' .. job.owner}
 end
 
 local function holds(job, token)
@@ -63,7 +69,7 @@ end
 -- Drop a final job's record; who follows it has a minute to read its end.
 local function forget(job)
   redis.call('DEL', KEY.job .. job.id)
-  redis.call('ZREM', KEY.owned .. job.owner, job.id)
+  for _, listing in ipairs(listings(job)) do redis.call('ZREM', listing, job.id) end
   redis.call('EXPIRE', KEY.events .. job.id, 60)
 end
 

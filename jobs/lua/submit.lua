@@ -1,10 +1,10 @@
 -- Accept a job, or find the one that the same id or idempotency key got before.
 -- ARGV: job id, owner, fingerprint, idempotency key's name or '', lane, priority, request as JSON,
---   expected device seconds or '', seconds until there may be room or ''
+--   kind, expected device seconds or '', seconds until there may be room or ''
 -- Answers: {'created', time} {'exists', id, record} {'conflict', 'id'|'key'} {'full', why, retry after}
 
 local id, owner, fingerprint, idem, lane, priority, request = unpack(ARGV)
-local estimate, room_in = ARGV[8], tonumber(ARGV[9])
+local kind, estimate, room_in = ARGV[8], ARGV[9], tonumber(ARGV[10])
 
 local function first(known, mark, what)
   if mark ~= fingerprint then return {'conflict', what} end
@@ -38,14 +38,17 @@ end
 local queue = KEY.queue[lane][priority]
 if redis.call('EXISTS', queue) == 0 then redis.call('XGROUP', 'CREATE', queue, GROUP, '0', 'MKSTREAM') end
 local at = now()
-local job = {id = id, owner = owner, lane = lane, priority = priority, created_at = stamp(at)}
+local job = {id = id, owner = owner, kind = kind, lane = lane, priority = priority, created_at = stamp(at)}
 local entry = redis.call('XADD', queue, '*', 'job', id)
 redis.call('HSET', KEY.job .. id, 'state', 'queued', 'owner', owner, 'fingerprint', fingerprint, 'priority', priority,
-  'request', request, 'created_at', job.created_at, 'entry', entry, 'lane', lane, 'estimate', estimate)
+  'request', request, 'created_at', job.created_at, 'entry', entry, 'lane', lane, 'kind', kind,
+  'estimate', estimate)
 if idem ~= '' then redis.call('SET', idem, id .. ' ' .. fingerprint, 'EX', IDEMPOTENCY_TTL) end
 start_waiting(job)
-redis.call('ZREMRANGEBYSCORE', KEY.owned .. owner, '-inf', stamp(at - RECORD_TTL - QUEUE_WAIT - 86400))
-redis.call('ZADD', KEY.owned .. owner, job.created_at, id)
+for _, listing in ipairs(listings(job)) do
+  redis.call('ZREMRANGEBYSCORE', listing, '-inf', stamp(at - RECORD_TTL - QUEUE_WAIT - 86400))
+  redis.call('ZADD', listing, job.created_at, id)
+end
 publish(id, 'queued', '{}')
 ring(lane, 'job', id)
 return {'created', job.created_at}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
 from jobs.errors import IdempotencyConflict, InvalidRequest, JobFinished, NotFound, QueueFull
-from jobs.job import Failure, JobState, new_job_id
+from jobs.job import Failure, Job, JobState, new_job_id
 from jobs.queue import JobQueue
-from jobs.request import ImageRequest, Priority
+from jobs.request import ImageRequest, Priority, VideoRequest
 from jobs.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +129,31 @@ async def test_listing_pages_through_own_jobs_newest_first(queue: JobQueue, imag
         await queue.list("bob", limit=3, after=mine[0])
     with pytest.raises(InvalidRequest):
         await queue.list("alice", limit=0)
+
+
+async def test_listing_one_kind_reads_no_other(
+    queue: JobQueue, image_request: Ask, video_request: Callable[..., VideoRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = [(await queue.submit(video_request(seed=i), owner="alice")).job.id for i in range(3)]
+    pictures = [(await queue.submit(image_request(seed=i), owner="alice")).job.id for i in range(9)]
+    read: list[str] = []
+
+    async def reading(self: JobQueue, ids: Sequence[str]) -> list[Job]:
+        read.extend(ids)
+        return await records(self, ids)
+
+    records = JobQueue.records
+    monkeypatch.setattr(JobQueue, "records", reading)
+    page = await queue.list("alice", limit=2, kind="video")
+    assert ([job.id for job in page.jobs], page.has_more) == (films[:0:-1], True)
+    rest = await queue.list("alice", limit=2, kind="video", after=films[1])
+    assert ([job.id for job in rest.jobs], rest.has_more) == (films[:1], False)
+    assert set(read) == set(films)
+    with pytest.raises(NotFound):
+        await queue.list("alice", kind="video", after=pictures[0])
+    await queue.delete(films[2])
+    assert [job.id for job in (await queue.list("alice", kind="video")).jobs] == films[1::-1]
+    assert len((await queue.list("alice")).jobs) == 11
 
 
 async def test_cancel(queue: JobQueue, image_request: Ask) -> None:
