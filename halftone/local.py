@@ -134,11 +134,13 @@ class OneShotLoader:
         """What all profiles of the model share."""
         from pipelines.load import load_components
         from workers.engine import device_name
+        from workers.loading import dtype_on
 
         folder = self._catalog.card(model).folder
         if folder is None:
             raise UnknownModel(f"model {model} has no folder on this machine", param="model")
-        return load_components(folder, device=device_name())
+        device = device_name()
+        return load_components(folder, device=device, dtype=dtype_on(device, self._settings))
 
     def denoiser(self, model: str, profile: str, components: Components, grow: Grow, *, quick: bool = False) -> Served:
         """A profile's denoiser; it grows as it likes, as nothing else is in memory."""
@@ -163,7 +165,7 @@ def open_denoiser(
 
     if profile == FLOAT:
         return TorchDenoiser(FLOAT, load_denoiser(components))
-    return load_profile(catalog.profile(model, profile), components, settings)
+    return load_profile(catalog.profile(model, profile), components, settings, backend=settings.backend)
 
 
 class Steps:

@@ -84,18 +84,31 @@ class QuantizedDenoiser:
 
 
 def load_profile(
-    card: ProfileCard, components: Components, means: Means, *, grow: quant.Grow = quant.without_bound
+    card: ProfileCard,
+    components: Components,
+    means: Means,
+    *,
+    backend: str | None = None,
+    grow: quant.Grow = quant.without_bound,
 ) -> Denoiser:
     """Opens a profile's artifact: what was quantized; or, where that is a guidance plan alone, the float model with it.
+
+    `backend` is of what was quantized; None leaves it to the device, as `backend_on` tells.
 
     Raises:
         UnsupportedModel: as `load_quantized`.
     """
     if card.backend != "torch":
-        return load_quantized(card, components, means, grow=grow)
+        found = backend or backend_on(components.device, card.backend)
+        return load_quantized(card, components, means, backend=found, grow=grow)
     with _told(card):
         _, manifest = _verified(card, components, _hashes(means))
     return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance)
+
+
+def backend_on(device: torch.device, backend: str) -> str:
+    """What runs an artifact on a device: on a CPU what its manifest names; on a GPU our kernels."""
+    return "cuda" if device.type == "cuda" else backend
 
 
 def load_quantized(
@@ -114,7 +127,7 @@ def load_quantized(
         UnsupportedModel: the artifact is missing, incomplete, changed, or of another model, or the backend is unknown.
     """
     kind, name = type(components.skeleton), backend or card.backend
-    options = quant.Options(means.cache_dir, means.cache_bytes, means.threads, grow=grow)
+    options = quant.Options(means.cache_dir, means.cache_bytes, means.threads, gpu_dtype=components.dtype, grow=grow)
     with _told(card):
         folder, manifest = _verified(card, components, _hashes(means))
         executable = quant.open_backend(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from jobs.catalog import Catalog
@@ -52,7 +53,8 @@ class ModelLoader:
 
     def components(self, model: str) -> Components:
         """What all profiles of the model share. Its autoencoder takes breaths, as a video's frames take long."""
-        components = load_components(_folder(self._catalog.card(model)), device=self._device)
+        dtype = dtype_on(self._device, self._settings)
+        components = load_components(_folder(self._catalog.card(model)), device=self._device, dtype=dtype)
         for part in AUTOENCODER_PARTS:
             if isinstance(module := components.parts.get(part), nn.Module):
                 let_breathe(module, self._turns)
@@ -87,7 +89,7 @@ class ModelLoader:
             return TorchDenoiser(FLOAT, load_denoiser(components))
         from pipelines.quantized import load_profile  # OpenVINO, which the float profile does not need
 
-        return load_profile(card, components, self._settings, grow=grow)
+        return load_profile(card, components, self._settings, backend=self._settings.backend, grow=grow)
 
     def _warm_up(self, card: ModelCard, components: Components, served: Served) -> tuple[DenoiserCall, float]:
         """Draws a picture at the default size, so that all is compiled; its last call and that call's seconds.
@@ -123,6 +125,12 @@ class ModelLoader:
             for other in kinds_of_calls(kind, served.denoiser.guidance):
                 seams.denoise(other)
         return call, seconds
+
+
+def dtype_on(device: str, settings: WorkerSettings) -> torch.dtype:
+    """What float weights and activations are on a device."""
+    found: torch.dtype = torch.float32 if device == "cpu" else getattr(torch, settings.gpu_dtype)
+    return found
 
 
 def let_breathe(module: nn.Module, turns: Turns) -> None:

@@ -24,6 +24,12 @@ class WorkerSettings(Settings):
     max_running_videos: int = Field(4, ge=1, le=256, description="Of these, videos; more wait and let pictures pass.")
     memory_budget_bytes: int = Field(8 * 2**30, ge=0, description="Resident weights; least recently used go first.")
     cache_bytes: int = Field(20 * 2**30, ge=0, description="Compiled code on disk; least recently used goes first.")
+    backend: Literal["openvino", "cuda", "reference"] | None = Field(
+        None, description="What runs quantized profiles; none: our kernels on a GPU, else what their artifacts name."
+    )
+    gpu_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Of all that is not quantized, on a GPU; on CPUs it is float32."
+    )
     threads: int = Field(0, ge=0, le=1024, description="Threads of the device child's arithmetic; 0 = all cores.")
     guard_share: float = Field(0, ge=0, le=1, description="Share of quantized profiles' jobs replayed in float, idle.")
     guard_bytes: int = Field(256 * 2**20, ge=0, description="Pictures kept in memory until they are replayed.")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 import quant
 from bench.rivals import Work
 from bench.rivals.ours import TFMQ_W4A8, TFMQ_W8A8, TRDQ_W8A8, Ours, cache_of, sha256_of
@@ -44,7 +46,7 @@ class GpuOurs:
         home = work.home or work
         manifest = quant.read_manifest(home.folder)
         quant.verify(home.folder, manifest, sha256_of(home))
-        options = quant.Options(cache_of(home), gpu_dtype="bfloat16", gpu_products=self.products)
+        options = quant.Options(cache_of(home), gpu_dtype=torch.bfloat16, gpu_products=self.products)
         return quant.open_backend("cuda", home.folder, manifest, home.empty, options)
 
     def files(self, work: Work) -> list[Path]:

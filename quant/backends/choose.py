@@ -46,7 +46,7 @@ class Options:
     cache_dir: Path
     cache_bytes: int = CACHE_BYTES
     threads: int = 0
-    gpu_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gpu_dtype: torch.dtype = torch.float32
     gpu_products: Literal["int8", "fp8", "measured"] = "int8"
     grow: Grow = without_bound
 
@@ -163,5 +163,6 @@ def _cuda(module: Callable[[], nn.Module], options: Options, patterns: Patterns)
         from quant.backends.cuda import CudaExecutable
     except ModuleNotFoundError as error:
         raise BackendError(f"the cuda backend needs Triton, which torch's builds for CUDA bring: {error}") from error
-    dtype: torch.dtype = getattr(torch, options.gpu_dtype)
-    return CudaExecutable(module, options.cache_dir, dtype=dtype, products=options.gpu_products, patterns=patterns)
+    return CudaExecutable(
+        module, options.cache_dir, dtype=options.gpu_dtype, products=options.gpu_products, patterns=patterns
+    )

@@ -21,7 +21,7 @@ from pipelines.families import UnsupportedModel
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_components, load_denoiser
 from pipelines.order import QuantizationOrder, quantize_folder
-from pipelines.quantized import QuantizedDenoiser, empty_denoiser, load_quantized
+from pipelines.quantized import QuantizedDenoiser, backend_on, empty_denoiser, load_profile, load_quantized
 from pipelines.session import DirectSeams, Order, Session
 from pipelines.tiny import save_tiny
 
@@ -106,6 +106,20 @@ def test_rows_of_several_times_and_texts_share_a_call(unet: Path) -> None:
         constants=calls[0].constants,
     )
     assert torch.equal(denoiser.run(one), together)
+
+
+@pytest.mark.parametrize(
+    ("device", "named", "runs"),
+    [("cpu", "openvino", "openvino"), ("cpu", "reference", "reference"), ("cuda:0", "openvino", "cuda")],
+)
+def test_the_device_decides_what_runs_an_artifact(device: str, named: str, runs: str) -> None:
+    assert backend_on(torch.device(device), named) == runs
+
+
+def test_a_backend_that_was_asked_for_runs_an_artifact_of_another(unet: Path) -> None:
+    components, card, means = open_parts(unet)
+    assert (card.backend, load_profile(card, components, means).backend) == ("openvino", "openvino")
+    assert load_profile(card, components, means, backend="reference").backend == "reference"
 
 
 def test_an_artifact_of_another_model_is_refused(unet: Path, tmp_path: Path) -> None:

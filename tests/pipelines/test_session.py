@@ -71,6 +71,19 @@ def test_every_family_equals_plain_diffusers(family: str, folder_of: Callable[[s
     assert bool(torch.isfinite(seams.previews[0]).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_draws_in_half_the_bits(family: str, dtype: torch.dtype, folder_of: Callable[[str], Path]) -> None:
+    pictures = {}
+    for kind in (torch.float32, dtype):
+        components = load_components(folder_of(family), dtype=kind)
+        denoiser = load_denoiser(components)
+        assert {tensor.dtype for tensor in denoiser.parameters()} == {kind}
+        pictures[kind] = Session(components, ORDER, DirectSeams(TorchDenoiser("float", denoiser))).draw()
+    assert pictures[dtype].dtype == torch.float32, "files are made as ever"
+    assert 0 < float((pictures[dtype] - pictures[torch.float32]).abs().mean()) < 0.01
+
+
 def test_guided_rows_know_their_branch(folder_of: Callable[[str], Path]) -> None:
     components = load_components(folder_of("stable-diffusion"))
     seams = Recorder(TorchDenoiser("float", load_denoiser(components)))

@@ -89,6 +89,16 @@ def test_every_family_equals_plain_diffusers(family: str, model_of: ModelOf) -> 
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
+def test_every_family_draws_in_half_the_bits(family: str, model_of: ModelOf) -> None:
+    exact, denoiser = model_of(family)
+    components = load_components(exact.folder, dtype=torch.bfloat16)
+    order = replace(ORDER, seeds=[5])
+    video = Session(components, order, Recorder(TorchDenoiser("float", load_denoiser(components)))).draw()
+    expected = Session(exact, order, Recorder(denoiser)).draw()
+    assert video.dtype == torch.float32 and 0 < float((video - expected).abs().mean()) < 0.01
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
 def test_calls_of_two_jobs_run_as_one(family: str, model_of: ModelOf) -> None:
     components, denoiser = model_of(family)
     jobs = []

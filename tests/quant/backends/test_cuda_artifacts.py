@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ KINDS = {
 }
 
 
-def run(made: Made, backend: str, **options: str) -> tuple[torch.Tensor, CudaExecutable | None]:
-    chosen = quant.Options(made.folder.parent / "cache", threads=1, **options)  # type: ignore[arg-type]
+def run(made: Made, backend: str, **options: Any) -> tuple[torch.Tensor, CudaExecutable | None]:
+    chosen = quant.Options(made.folder.parent / "cache", threads=1, **options)
     executable = quant.open_backend(backend, made.folder, made.manifest, made.empty, chosen)
     inner = executable.executable if isinstance(executable, TimedExecutable) else executable
     return executable.run(made.call.take(torch.tensor([0, 3]))), inner if isinstance(inner, CudaExecutable) else None
@@ -43,7 +44,7 @@ def test_it_agrees_with_the_reference(name: str, text: str, tmp_path: Path) -> N
 
 def test_models_of_diffusers_run_in_bfloat16(tmp_path: Path) -> None:
     made = make("pixart-sigma", HADAMARD + TOKENS, tmp_path)
-    found, _ = run(made, "cuda", gpu_dtype="bfloat16")
+    found, _ = run(made, "cuda", gpu_dtype=torch.bfloat16)
     assert quant.relative_error(found, run(made, "reference")[0]) < 0.08
 
 
