@@ -6,6 +6,7 @@ Every row is made and measured by itself and kept under build/tune/, so that a s
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,11 +33,39 @@ PROMPTS = 64
 
 MEASURED, CHECKED, HELD_OUT = 16, 24, 40
 
-PROMISES: Final[dict[str, tuple[tuple[Objective, float], ...]]] = {
-    "shapes-unet": (("memory", 52.0), ("latency", 57.0), ("memory", 60.0), ("latency", 54.0), ("latency", 63.0)),
-    "shapes-dit": (("memory", 50.0), ("latency", 58.0), ("memory", 63.0), ("latency", 50.0)),
+LEARNED_ON = 240
+"""Calibration prompts that rounding is learned on, beside those that are measured on."""
+
+ROUNDS = 7
+"""That a picture's time is the median of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What is tuned for."""
+
+    objective: Objective
+    min_psnr_db: float
+    learned: bool = False
+
+    @property
+    def profile(self) -> str:
+        """Its name."""
+        return f"tuned-{self.objective}-{self.min_psnr_db:g}{'-learned' if self.learned else ''}"
+
+
+PROMISES: Final[dict[str, tuple[Promise, ...]]] = {
+    "shapes-unet": (
+        *(Promise("memory", 52), Promise("memory", 60)),
+        *(Promise("latency", 54), Promise("latency", 57), Promise("latency", 63)),
+    ),
+    "shapes-dit": (
+        *(Promise("memory", 50), Promise("memory", 63)),
+        *(Promise("latency", 50), Promise("latency", 58), Promise("latency", 63.5)),
+        Promise("memory", 50, learned=True),
+    ),
 }
-"""What is tuned for, by model: a little more than shipped recipes of about the same bytes, or time, have."""
+"""By model: a little more than shipped recipes of about the same bytes, or time, have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +74,7 @@ class Row:
 
     model: str
     profile: str
-    objective: Objective | None = None
-    min_psnr_db: float = 0.0
+    promise: Promise | None = None
 
     @property
     def name(self) -> str:
@@ -56,11 +84,7 @@ class Row:
 
 def rows() -> list[Row]:
     """Tuned ones first: they take longest."""
-    found = [
-        Row(model, f"tuned-{objective}-{promise:g}", objective, promise)
-        for model, promises in PROMISES.items()
-        for objective, promise in promises
-    ]
+    found = [Row(model, promise.profile, promise) for model, promises in PROMISES.items() for promise in promises]
     for model in PROMISES:
         folder = ZOO / "artifacts" / model
         found += [Row(model, path.name) for path in sorted(folder.iterdir()) if (path / MANIFEST).is_file()]
@@ -83,28 +107,33 @@ def run() -> None:
 
 def report(kept: Kept) -> None:
     """Writes the tables from the rows that are there."""
-    times = {model: kept.read(_times(model)) or {} for model in PROMISES}
+    times = {model: kept.read(_times(model)) or {"cores": "-", "of_float": {}} for model in PROMISES}
     found = [
-        one | {"time": times[row.model].get(row.profile)} for row in rows() if (one := kept.read(row.name)) is not None
+        one | {"time": times[row.model]["of_float"].get(row.profile)}
+        for row in rows()
+        if (one := kept.read(row.name)) is not None
     ]
-    facts = {"prompts": PROMPTS, "measured": MEASURED, "checked": CHECKED, "held_out": HELD_OUT, "machine": describe()}
+    counts = {"prompts": PROMPTS, "measured": MEASURED, "checked": CHECKED, "held_out": HELD_OUT}
+    cores = {model: taken["cores"] for model, taken in times.items()}
+    facts = {**counts, "learned_on": LEARNED_ON, "rounds": ROUNDS, "cores": cores, "machine": describe()}
     tune_report.write(facts, len(rows()), found)
 
 
 def _work(kept: Kept, model: Model, row: Row, progress: calibrate.Progress) -> None:
-    place = _place(row) if row.objective is None else _tuned(model, row, progress)
+    place = _place(row) if row.promise is None else _tuned(model, row.profile, row.promise, progress)
     cache = WORK / "cache"
     measured, _ = compared(place, model.components, model.truth, PROMPTS, cache, progress, timing=False)
-    told: Found = {"model": row.model, "profile": row.profile, "tuned": row.objective is not None}
-    if row.objective is not None:
+    told: Found = {"model": row.model, "profile": row.profile, "tuned": row.promise is not None}
+    if row.promise is not None:
         story = Story.model_validate_json((place / STORY).read_bytes())
-        told |= {"objective": row.objective, "promise_db": row.min_psnr_db, "recipes_built": len(story.rounds)}
+        told |= {"objective": row.promise.objective, "promise_db": row.promise.min_psnr_db}
+        told |= {"learned": row.promise.learned, "recipes_built": len(story.rounds)}
     plan = read_manifest(place).guidance
     kept.write(row.name, {**told, **measured, "saving": None if plan is None else plan.saving})
 
 
 def _place(row: Row) -> Path:
-    root = ZOO / "artifacts" if row.objective is None else WORK / "artifacts"
+    root = ZOO / "artifacts" if row.promise is None else WORK / "artifacts"
     return root / row.model / row.profile
 
 
@@ -115,35 +144,38 @@ def _times(model: str) -> str:
 def _take_times(kept: Kept, model: Model, name: str) -> None:
     """A picture's time by every profile, as a share of float's, all in turn in one run."""
     mine = [row for row in rows() if row.model == name and kept.read(row.name) is not None]
-    if {row.profile for row in mine} == set(kept.read(_times(name)) or {}):
+    if {row.profile for row in mine} == set((kept.read(_times(name)) or {"of_float": {}})["of_float"]):
         return
     components, means = model.components, Means(WORK / "cache")
     profiles = {row.profile: load_profile(card_of(_place(row)), components, means) for row in mine}
     every: dict[str, Denoiser] = {FLOAT: model.truth.denoiser, **profiles}
     defaults = model_defaults(components.folder)
-    seconds = timed(components, every, timed_prompts(world_of(defaults)), defaults)
-    kept.write(_times(name), {profile: seconds[profile] / seconds[FLOAT] for profile in profiles})
+    seconds = timed(components, every, timed_prompts(world_of(defaults)), defaults, rounds=ROUNDS)
+    of_float = {profile: seconds[profile] / seconds[FLOAT] for profile in profiles}
+    kept.write(_times(name), {"cores": len(os.sched_getaffinity(0)), "of_float": of_float})
 
 
-def _tuned(model: Model, row: Row, progress: calibrate.Progress) -> Path:
+def _tuned(model: Model, profile: str, promise: Promise, progress: calibrate.Progress) -> Path:
     """The artifact of a promise, searched if it is not there."""
-    out = _place(row)
-    assert row.objective is not None
+    folder, defaults = model.components.folder, model_defaults(model.components.folder)
+    out = WORK / "artifacts" / folder.name / profile
     if not (out / MANIFEST).is_file():
-        others = world_of(model_defaults(model.components.folder)).asked(PROMPTS + CHECKED + HELD_OUT)[PROMPTS:]
+        others = world_of(defaults).asked(PROMPTS + CHECKED + HELD_OUT)[PROMPTS:]
+        subjects = calibration_prompts(MEASURED + LEARNED_ON)
         order = TuneOrder(
-            folder=model.components.folder,
+            folder=folder,
             out=out,
-            model=row.model,
-            objective=row.objective,
-            min_psnr_db=row.min_psnr_db,
-            subjects=calibration_prompts(MEASURED),
+            model=folder.name,
+            objective=promise.objective,
+            min_psnr_db=promise.min_psnr_db,
+            subjects=subjects[:MEASURED],
             checked=_prompts(others[:CHECKED]),
             held_out=_prompts(others[CHECKED:]),
-            defaults=model_defaults(model.components.folder),
-            work=WORK / "searches" / row.model,
+            defaults=defaults,
+            work=WORK / "searches" / folder.name,
             means=Means(WORK / "cache"),
             checker=checker_of({one.prompt: one for one in others}),
+            learned_on=subjects[MEASURED:] if promise.learned else (),
         )
         tune_folder(order, progress)
     return out

@@ -18,9 +18,10 @@ HEAD = """# Tuned recipes beside shipped ones
 
 Made by `python -m bench tune` (resumes row by row); numbers also in `tune.json`. 25 DDIM steps, guidance 3; {prompts}
 unseen prompts that no search knew, the same seeds and noise for all rows. A search measures on {measured} calibration
-prompts, draws every recipe that it builds on {checked} others, and holds the result to {held_out} others. {done} of
+prompts, draws every recipe that it builds on {checked} others, and holds the result to {held_out} others; those that
+are called `learned` round to nearest first, then learn rounding on {learned_on} calibration prompts more. {done} of
 {rows} rows are measured so far, on {processor}, {date}. Time is of a picture, eight drawn together, as a share of
-float's, all profiles of a model in turn in one run.
+float's, all profiles of a model in turn in one run on as many cores as its table says: medians of {rounds} rounds.
 """
 
 TITLES: Final = ("profile", "MB", "PSNR dB", "prompt accuracy", "time, of float's", "plan saves", "recipes built")
@@ -44,7 +45,8 @@ def markdown(facts: Found, rows: int, found: Sequence[Found]) -> str:
     parts = [HEAD.format(**told, done=len(found), rows=rows, processor=machine["processor"], date=machine["date"])]
     for model in dict.fromkeys(row["model"] for row in found):
         mine = [row for row in found if row["model"] == model]
-        parts += [f"## {model}", "", *_table(mine), "", *_dominance(mine), ""]
+        cores = facts["cores"].get(model, "-")
+        parts += [f"## {model} (times: {cores} of the cores)", "", *_table(mine), "", *_dominance(mine), ""]
     return "\n".join([*parts, "![PSNR against time and bytes](tune.png)", ""])
 
 

@@ -59,6 +59,7 @@ def tune_model(
     progress: Progress,
     *,
     samples: int | None = None,
+    learn: int = 0,
     seed: int = 0,
 ) -> Made:
     """Finds the cheapest recipe whose pictures of held-out subjects keep the promise, and makes it a profile.
@@ -71,14 +72,13 @@ def tune_model(
         prompts: to measure, check and hold to, in this order; by default the model's own.
         progress: told what is being done.
         samples: subjects to measure on, at most.
+        learn: further subjects, for weights to learn their rounding on; 0 rounds them to nearest.
         seed: of pictures that are drawn.
 
     Raises:
         HalftoneError: the model, the promise, the name or the prompts are at fault, or no recipe keeps the promise.
     """
-    if not (math.isfinite(min_psnr_db) and LEAST_DB <= min_psnr_db <= MOST_DB):
-        told = f"a promise is a PSNR of {LEAST_DB:g} to {MOST_DB:g} dB, not {min_psnr_db:g}"
-        raise InvalidRequest(told, param="min_psnr")
+    _check_promise(min_psnr_db)
     quiet()
     settings = WorkerSettings.load()
     found = find_model(model, settings, progress)
@@ -100,6 +100,7 @@ def tune_model(
         means=settings,
         seed=seed,
         checker=checker_of(checked.asked | held.asked) if held.asked else None,
+        learned_on=_more(found, prompts, len(measured), learn) if learn else (),
     )
     with library_faults():
         made = tune_folder(order, progress)
@@ -108,6 +109,12 @@ def tune_model(
     others = [one for one in found.card.profiles if one.name != profile]
     plot_search(picture, found.card.id, made.story, places([*others, card]), card.name)
     return Made(order.out, card, made.story, picture)
+
+
+def _check_promise(min_psnr_db: float) -> None:
+    if not (math.isfinite(min_psnr_db) and LEAST_DB <= min_psnr_db <= MOST_DB):
+        told = f"a promise is a PSNR of {LEAST_DB:g} to {MOST_DB:g} dB, not {min_psnr_db:g}"
+        raise InvalidRequest(told, param="min_psnr")
 
 
 def _check_name(name: str, found: Found) -> None:
@@ -121,6 +128,18 @@ def _check_name(name: str, found: Found) -> None:
     if name == FLOAT or (taken is not None and not (taken.artifact and (taken.artifact / STORY).is_file())):
         told = f"model {found.card.id!r} has a profile {name!r} already, which tuning did not make: give another --name"
         raise InvalidRequest(told, param="name")
+
+
+def _more(found: Found, prompts: Sequence[str] | None, measured: int, learn: int) -> list[Subject]:
+    """Subjects to learn on: those that come after the ones that are measured on."""
+    if prompts is None:
+        return choose_subjects(found, None, measured + learn, 1, unseen=False).subjects[measured:]
+    lines = list(dict.fromkeys(prompts))
+    first = lines[: len(lines) // 2][measured:]
+    if len(first) < learn:
+        told = f"of {len(lines)} prompts, half are measured and learned on: {measured} and {len(first)}, not {learn}; "
+        raise InvalidRequest(told + "give more prompts, or learn on fewer", param="learn")
+    return choose_subjects(found, first[:learn], None, 1, unseen=False).subjects
 
 
 def _subjects(found: Found, prompts: Sequence[str] | None, samples: int | None) -> tuple[list[Subject], Chosen, Chosen]:

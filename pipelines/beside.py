@@ -57,13 +57,18 @@ def _bytes_of(call: DenoiserCall) -> Iterator[bytes]:
 
 
 def timed(
-    components: Components, denoisers: Mapping[str, Denoiser], prompts: Sequence[Subject], defaults: Defaults
+    components: Components,
+    denoisers: Mapping[str, Denoiser],
+    prompts: Sequence[Subject],
+    defaults: Defaults,
+    *,
+    rounds: int = ROUNDS,
 ) -> dict[str, float]:
-    """Seconds for one picture by each denoiser, all prompts drawn together: medians of rounds in turn, after one round
-    that does not count.
+    """Seconds for one picture by each denoiser, all prompts drawn together: medians of `rounds` in turn, after one that
+    does not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in denoisers}
-    for _ in range(1 + ROUNDS):
+    for _ in range(1 + rounds):
         for name, denoiser in denoisers.items():
             drawn = draw_batch(components, denoiser, prompts, range(len(prompts)), defaults)
             seconds[name].append(drawn.seconds)

@@ -28,6 +28,7 @@ from pipelines.tune_measure import Bench, measure
 from pipelines.tune_order import (
     FORMAT,
     MOST_OF_FLOAT,
+    Kept,
     OutOfReach,
     Round,
     Spot,
@@ -36,10 +37,11 @@ from pipelines.tune_order import (
     TuneOrder,
     base_recipe,
     decibels,
+    learned_rounding,
     shortfall,
 )
 from quant.recipe import Recipe
-from quant.recipe_parts import Guidance
+from quant.recipe_parts import Guidance, Rounding
 from quant.recipe_text import text_of
 from quant.replacing import replacing
 from quant.tuning.costs import Choice, Measured, Search
@@ -47,6 +49,12 @@ from quant.tuning.formats import tuned
 
 ROUNDS = 6
 """Recipes that are built and drawn, at most."""
+
+LEARNED_ROUNDS = 3
+"""More, where rounding is learned: each takes as long as an artifact."""
+
+LEARNING_DB = 3.0
+"""PSNR that learning is expected to be worth, before the first recipe that learned tells."""
 
 CLOSE_DB = 0.75
 """So much more than promised is near enough: a cheaper recipe is looked for otherwise."""
@@ -88,6 +96,8 @@ class _Tuner:
     places: set[Path] = field(default_factory=set)
     float_bytes: int = 0
     truth: Remembered | None = None
+    rounding: Rounding = field(default_factory=Rounding)
+    most: int = ROUNDS
 
     def __post_init__(self) -> None:
         self.once = Once(self.order.work, self._facts())
@@ -98,42 +108,51 @@ class _Tuner:
         self.float_bytes = measured.float_bytes
         search = Search(measured, self.order.objective)
         aim, held = self.order.min_psnr_db + MARGIN_DB, None
+        known: list[Kept] = []
+        if self.order.learned_on:
+            known.append(self._near(search, aim, ()))
+            self._begin_to_learn()
         while held is None:
-            recipe, place = self._near(search, aim)
+            _, recipe, place = self._near(search, aim, known)
             found = self._compared(place, self.order.held_out, 1 + len(self.order.checked))
             reached = decibels(found)
             if reached >= self.order.min_psnr_db:
                 held = found
-            elif len(self.rounds) >= ROUNDS:
+            elif len(self.rounds) >= self.most:
                 raise self._out_of_reach(reached)
             else:
-                aim += MARGIN_DB + self.order.min_psnr_db - reached
+                aim, known = aim + MARGIN_DB + self.order.min_psnr_db - reached, []
         return self._finished(search, recipe, place, held)
 
-    def _near(self, search: Search, aim: float) -> tuple[Recipe, Path]:
-        """The cheapest recipe of a few whose pictures keep the promise, as those that are checked show.
+    def _begin_to_learn(self) -> None:
+        self.rounding = learned_rounding()
+        self.offset += LEARNING_DB
+        self.most = len(self.rounds) + LEARNED_ROUNDS
+
+    def _near(self, search: Search, aim: float, known: Sequence[Kept]) -> Kept:
+        """The cheapest recipe of a few whose pictures keep the promise, as those that are checked show; or of `known`.
 
         Raises:
             OutOfReach: none does.
         """
-        kept: list[tuple[float, Recipe, Path]] = []
+        kept = list(known)
         seen: set[str] = set()
         while True:
             choice, finest = self._chosen(search, aim)
             recipe = self._recipe(choice)
-            if repr(recipe) in seen or (len(self.rounds) >= ROUNDS and kept):
+            if repr(recipe) in seen or (len(self.rounds) >= self.most and kept):
                 break
             seen.add(repr(recipe))
             place, psnr = self._drawn(choice, recipe)
             if psnr >= self.order.min_psnr_db and self._saves(place):
-                kept.append((search.cost(choice), recipe, place))
+                kept.append(Kept(search.cost(choice), recipe, place))
                 if psnr <= aim + CLOSE_DB:
                     break
-            elif finest or len(self.rounds) >= ROUNDS:
+            elif finest or len(self.rounds) >= self.most:
                 break
         if not kept:
             raise self._out_of_reach()
-        return min(kept, key=lambda one: one[0])[1:]
+        return min(kept, key=lambda one: one.cost)
 
     def _saves(self, place: Path) -> bool:
         """Whether an artifact is much smaller than float."""
@@ -158,7 +177,8 @@ class _Tuner:
         told = f"found by tuning for {order.objective} at {order.min_psnr_db:g} dB"
         storage = choice.storage or base.temporal.storage
         plan = Guidance() if choice.offer is None else Guidance(method="plan", budget=min(1.0, choice.offer.error))
-        changes = {"temporal": base.temporal.model_copy(update={"storage": storage}), "guidance": plan}
+        temporal = base.temporal.model_copy(update={"storage": storage})
+        changes = {"temporal": temporal, "guidance": plan, "rounding": self.rounding}
         return tuned(base.model_copy(update=changes), order.out.name, told, choice.formats)
 
     def _drawn(self, choice: Choice, recipe: Recipe) -> tuple[Path, float]:
@@ -174,6 +194,7 @@ class _Tuner:
                 bytes=size,
                 expected_bytes=choice.bytes,
                 expected_seconds=choice.seconds,
+                learned=recipe.learns,
             )
         )
         self.offset += found - expected
@@ -185,17 +206,11 @@ class _Tuner:
         place = self.once.path(f"recipe-{digest(recipe)}")
         self.places.add(place)
         if not (place / quant.MANIFEST).is_file():
-            wanted = QuantizationOrder(
-                order.folder,
-                place,
-                recipe,
-                order.subjects,
-                order.defaults,
-                order.model,
-                seed=order.seed,
-                plans=order.work / "plans",
-            )
-            quantize_folder(wanted, self.progress)
+            # plans are made from the first subjects, which are more where rounding is learned
+            plans = order.work / ("plans-learned" if recipe.learns else "plans")
+            subjects = [*order.subjects, *order.learned_on] if recipe.learns else order.subjects
+            places, what = (order.folder, place, recipe), (subjects, order.defaults, order.model)
+            quantize_folder(QuantizationOrder(*places, *what, seed=order.seed, plans=plans), self.progress)
         return place
 
     def _compared(self, place: Path, subjects: Sequence[Subject], first: int) -> ProfileFidelity:

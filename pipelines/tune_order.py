@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +15,7 @@ from pipelines.families import Subject
 from pipelines.fidelity import Checker, ProfileFidelity
 from pipelines.quantized import Means
 from quant.recipe import Recipe, Sensitive
+from quant.recipe_parts import Rounding
 from quant.tuning.costs import Objective
 
 FORMAT = 1
@@ -50,6 +52,8 @@ class TuneOrder:
         seed: of all that is drawn to measure.
         probed: pictures that are drawn with gradients.
         checker: whether a picture shows its prompt.
+        learned_on: others again, for weights to learn their rounding on, once recipes that round to nearest have told
+            what errors are worth in pictures. Without, the recipe rounds to nearest.
     """
 
     folder: Path
@@ -66,10 +70,11 @@ class TuneOrder:
     seed: int = 0
     probed: int = 16
     checker: Checker | None = None
+    learned_on: Sequence[Subject] = ()
 
 
 class Round(BaseModel):
-    """A recipe that was built and drawn: what it was expected to be, and what it is."""
+    """A recipe that was built and drawn: what it was expected to be, and what it is; whether it learned rounding."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,6 +83,7 @@ class Round(BaseModel):
     bytes: int
     expected_bytes: float
     expected_seconds: float
+    learned: bool = False
 
 
 class Spot(BaseModel):
@@ -102,6 +108,14 @@ class Story(BaseModel):
     frontier: tuple[Spot, ...]
 
 
+class Kept(NamedTuple):
+    """A recipe that keeps the promise: what the objective is expected to cost, and the artifact's folder."""
+
+    cost: float
+    recipe: Recipe
+    place: Path
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What was found: the artifact's manifest, and how."""
@@ -120,6 +134,11 @@ def base_recipe() -> Recipe:
         "sensitive": Sensitive(),
     }
     return recipe.model_copy(update=changes)
+
+
+def learned_rounding() -> Rounding:
+    """How recipes that are tuned learn: as the shipped ones."""
+    return quant.load_recipe("trdq-w4a8").rounding
 
 
 def shortfall(promise_db: float, rounds: Sequence[Round], float_bytes: int, held_out: float | None) -> str:

@@ -27,6 +27,9 @@ def tune(
     name: Annotated[str | None, typer.Option(help="The profile's name [default: tuned-OBJECTIVE-PSNR].")] = None,
     prompts: Prompts = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures to measure on [default: 16 at most].")] = None,
+    learn: Annotated[
+        int, typer.Option(min=0, help="Prompts to learn rounding on (256 is good): smaller, and takes far longer.")
+    ] = 0,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -39,7 +42,9 @@ def tune(
     from halftone.tune import tune_model
 
     with progress_of() as progress:
-        made = tune_model(model, min_psnr, objective.value, name, lines, progress, samples=samples, seed=seed)
+        made = tune_model(
+            model, min_psnr, objective.value, name, lines, progress, samples=samples, learn=learn, seed=seed
+        )
     if json:
         told = {"folder": str(made.folder), "profile": made.card, "picture": str(made.picture), "story": made.story}
         render.emit_json(told)
@@ -48,7 +53,8 @@ def tune(
     render.emit_table(render.PROFILE_COLUMNS, [render.profile_row(made.card)])
     for number, one in enumerate(made.story.rounds, start=1):
         expected = f"expected {one.expected_psnr_db:.1f} dB and {one.expected_bytes / 1e6:.2f} MB"
-        render.note(f"recipe {number}: {expected}, has {one.psnr_db:.1f} dB and {one.bytes / 1e6:.2f} MB")
+        learned = ", rounding learned" if one.learned else ""
+        render.note(f"recipe {number}{learned}: {expected}, has {one.psnr_db:.1f} dB and {one.bytes / 1e6:.2f} MB")
     for line in render.guidance_lines(made.card):
         render.note(line)
     render.note(str(made.picture))

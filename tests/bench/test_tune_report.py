@@ -35,6 +35,7 @@ def test_what_is_farther_from_float_is_not_better() -> None:
 def test_times_that_were_not_taken_and_identical_pictures() -> None:
     (line,) = dominance(row("exact", None, 100, None, tuned=True), row("shipped", 49.0, 200, 0.5, tuned=False))
     assert "exact: +inf dB, 0.50 of its bytes |" in line and line.count("none") == 2
-    facts = {"prompts": 4, "measured": 1, "checked": 1, "held_out": 1, "machine": {"processor": "any", "date": "-"}}
+    counts = {"prompts": 4, "measured": 1, "checked": 1, "held_out": 1, "learned_on": 2, "rounds": 3}
+    facts = {**counts, "cores": {}, "machine": {"processor": "any", "date": "-"}}
     page = tune_report.markdown(facts, 2, [row("exact", None, 100, None, tuned=True)])
     assert "| **exact** | 0.00 | inf | 0.900 | - | - | - |" in page

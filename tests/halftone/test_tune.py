@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from halftone.cli import app
 from pipelines.tiny import save_tiny
+from quant.recipe_parts import Rounding
 
 LINES = ["a b", "c d", "e", "f g", "h", "i j", "k l", "m"]
 
@@ -63,6 +64,34 @@ def test_models_and_prompts_that_cannot_be_used(folder: Path) -> None:
     Path("prompts.txt").write_text("a\nb\na\nc\n", encoding="utf-8")
     assert "at least 6 different prompts, half of them held out, not 3" in tune(folder, 30).stderr
     assert halftone("tune", folder, "--min-psnr", 30, "--objective", "beauty").exit_code == 2
+
+
+def test_learning_needs_prompts_of_its_own(folder: Path) -> None:
+    refused = tune(folder, 28, "--samples", 2, "--learn", 3)
+    assert refused.exit_code == 1
+    assert "of 8 prompts, half are measured and learned on: 2 and 2, not 3; give more prompts" in refused.stderr
+
+
+@pytest.mark.timeout(1800)
+def test_rounding_is_learned_after_recipes_to_nearest_and_the_smallest_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Rounding(method="adaround", iterations=40, learning_rate=0.03, samples=32)
+    monkeypatch.setattr("pipelines.tune.learned_rounding", lambda: quick)
+    made = tune(folder, 32, "--name", "mine", "--samples", 2, "--learn", 2, "--json")
+    assert made.exit_code == 0, made.output
+    told: dict[str, Any] = json.loads(made.stdout)
+    rounds = told["story"]["rounds"]
+    first = [one["learned"] for one in rounds].index(True)
+    assert first > 0 and all(one["learned"] for one in rounds[first:]), "first to nearest, then learned"
+    assert len(rounds) - first <= 3
+    assert rounds[first]["expected_bytes"] < min(one["expected_bytes"] for one in rounds[:first]), "it is worth 3 dB"
+    kept = min((one for one in rounds if one["psnr_db"] >= 32), key=lambda one: one["expected_bytes"])
+    manifest = json.loads((Path(told["folder"]) / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["weights_bytes"] == kept["bytes"] and told["profile"]["fidelity"]["psnr_db"] >= 32
+    learned = kept["learned"]
+    assert manifest["recipe"]["rounding"]["method"] == ("adaround" if learned else "nearest")
+    assert manifest["calibration"]["prompts"] == (4 if learned else 2)
 
 
 @pytest.mark.timeout(1800)
