@@ -61,7 +61,7 @@ PROMISES: Final[dict[str, tuple[Promise, ...]]] = {
     ),
     "shapes-dit": (
         *(Promise("memory", 50), Promise("memory", 63)),
-        *(Promise("latency", 50), Promise("latency", 58), Promise("latency", 63.5)),
+        *(Promise("latency", 50), Promise("latency", 58)),
         Promise("memory", 50, learned=True),
     ),
 }
