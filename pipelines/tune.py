@@ -203,13 +203,13 @@ class _Tuner:
     def _built(self, recipe: Recipe) -> Path:
         """The artifact of a recipe, kept until all is done."""
         order = self.order
-        place = self.once.path(f"recipe-{digest(recipe)}")
+        more = list(order.learned_on) if recipe.learns else []
+        place = self.once.path(f"recipe-{digest((recipe, more) if more else recipe)}")
         self.places.add(place)
         if not (place / quant.MANIFEST).is_file():
             # plans are made from the first subjects, which are more where rounding is learned
             plans = order.work / ("plans-learned" if recipe.learns else "plans")
-            subjects = [*order.subjects, *order.learned_on] if recipe.learns else order.subjects
-            places, what = (order.folder, place, recipe), (subjects, order.defaults, order.model)
+            places, what = (order.folder, place, recipe), ([*order.subjects, *more], order.defaults, order.model)
             quantize_folder(QuantizationOrder(*places, *what, seed=order.seed, plans=plans), self.progress)
         return place
 

@@ -93,6 +93,12 @@ def test_rounding_is_learned_after_recipes_to_nearest_and_the_smallest_is_kept(
     assert manifest["recipe"]["rounding"]["method"] == ("adaround" if learned else "nearest")
     assert manifest["calibration"]["prompts"] == (4 if learned else 2)
 
+    kept_before = {path.name for path in Path("data/artifacts/tiny/.tuning").glob("drawn-*.json")}
+    again = tune(folder, 32, "--name", "mine", "--samples", 2, "--learn", 1)
+    assert again.exit_code == 0, again.output
+    fresh = {path.name for path in Path("data/artifacts/tiny/.tuning").glob("drawn-*.json")} - kept_before
+    assert fresh, "what was learned on other prompts is drawn again"
+
 
 @pytest.mark.timeout(1800)
 def test_a_promise_out_of_reach_then_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
