@@ -35,7 +35,8 @@ def write(facts: Found, rows: int, found: Sequence[Found]) -> None:
     (OUT / "tune.md").write_text(markdown(facts, rows, found), encoding="utf-8")
     models = dict.fromkeys(row["model"] for row in found)
     if models:
-        plot_profiles(OUT / "tune.png", {model: _places(found, model) for model in models})
+        places = {model: _places(found, model) for model in models}
+        plot_profiles(OUT / "tune.png", places, "time of a picture, of float's")
 
 
 def markdown(facts: Found, rows: int, found: Sequence[Found]) -> str:

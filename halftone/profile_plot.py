@@ -47,13 +47,14 @@ class Spot(NamedTuple):
     side: Literal["left", "right"]
 
 
-def plot_profiles(file: Path, models: Mapping[str, Sequence[Place]]) -> None:
-    """A row for each model: PSNR to float against seconds on the left, against bytes on the right."""
+def plot_profiles(file: Path, models: Mapping[str, Sequence[Place]], time: str = LABELS["seconds"]) -> None:
+    """A row for each model: PSNR to float against time on the left, in what `time` says; against bytes on the right."""
+    labels = {**LABELS, "seconds": time}
     figure = Figure(figsize=(12, 0.4 + 4.4 * len(models)), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False)
     for line, (name, found) in zip(grid, models.items(), strict=True):
         for axes, axis in zip(line, AXES, strict=True):
-            draw(axes, dots(found, axis), name, LABELS[axis])
+            draw(axes, dots(found, axis), name, labels[axis])
     _write(figure, file)
 
 
