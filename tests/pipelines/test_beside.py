@@ -48,11 +48,8 @@ def test_memory_is_bounded(components: Components, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(now, plain.run(call)) for now, call in zip(answers, calls, strict=True))
 
 
-def test_seconds_are_of_denoisers_that_compute_every_time(
-    components: Components, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "ROUNDS", 2)
+def test_seconds_are_of_denoisers_that_compute_every_time(components: Components) -> None:
     plain, defaults = _Counting("float", load_denoiser(components)), model_defaults(components.folder)
-    seconds = timed(components, {"float": plain, "again": plain}, ["a red circle"], defaults)
+    seconds = timed(components, {"float": plain, "again": plain}, ["a red circle"], defaults, rounds=2)
     assert set(seconds) == {"float", "again"} and min(seconds.values()) > 0
     assert plain.calls == 2 * 3 * defaults.num_inference_steps
