@@ -21,7 +21,8 @@ unseen prompts that no search knew, the same seeds and noise for all rows. A sea
 prompts, draws every recipe that it builds on {checked} others, and holds the result to {held_out} others; those that
 are called `learned` round to nearest first, then learn rounding on {learned_on} calibration prompts more. {done} of
 {rows} rows are measured so far, on {processor}, {date}. Time is of a picture, eight drawn together, as a share of
-float's, all profiles of a model in turn in one run on as many cores as its table says: medians of {rounds} rounds.
+float's, all profiles of a model in turn in one run on as many cores as its table says (`taskset -c 0` holds a run to
+one): medians of {rounds} rounds.
 """
 
 TITLES: Final = ("profile", "MB", "PSNR dB", "prompt accuracy", "time, of float's", "plan saves", "recipes built")
