@@ -35,6 +35,7 @@ RIVALS: Final[Mapping[str, str]] = {
     "torchao-int8-compiled": "gpu_torchao:INT8",
     "torchao-fp8-compiled": "gpu_torchao:FP8",
     "cuda-tfmq-w8a8": "gpu_ours:TFMQ_INT8",
+    "cuda-tfmq-w8a8-apart": "gpu_ours:TFMQ_APART",
     "cuda-tfmq-w8a8-measured": "gpu_ours:TFMQ_MEASURED",
     "cuda-trdq-w8a8": "gpu_ours:TRDQ_INT8",
     "cuda-tfmq-w4a8": "gpu_ours:TFMQ_W4",

@@ -25,6 +25,7 @@ class GpuOurs:
     artifact: Ours
     products: Literal["int8", "fp8", "measured"]
     note: str
+    fuses: bool = True
     builds: bool = True
 
     def why_not(self) -> str | None:
@@ -46,7 +47,9 @@ class GpuOurs:
         home = work.home or work
         manifest = quant.read_manifest(home.folder)
         quant.verify(home.folder, manifest, sha256_of(home))
-        options = quant.Options(cache_of(home), gpu_dtype=torch.bfloat16, gpu_products=self.products)
+        options = quant.Options(
+            cache_of(home), gpu_dtype=torch.bfloat16, gpu_products=self.products, gpu_fuses=self.fuses
+        )
         return quant.open_backend("cuda", home.folder, manifest, home.empty, options)
 
     def files(self, work: Work) -> list[Path]:
@@ -55,6 +58,9 @@ class GpuOurs:
 
 
 TFMQ_INT8 = GpuOurs("cuda-tfmq-w8a8", TFMQ_W8A8, "int8", "eager, the rest bfloat16")
+TFMQ_APART = GpuOurs(
+    "cuda-tfmq-w8a8-apart", TFMQ_W8A8, "int8", "norms, modulations, gates and residuals by torch", fuses=False
+)
 TFMQ_MEASURED = GpuOurs("cuda-tfmq-w8a8-measured", TFMQ_W8A8, "measured", "int8 or fp8 by layer, the faster of both")
 TRDQ_INT8 = GpuOurs("cuda-trdq-w8a8", TRDQ_W8A8, "int8", "eager, the rest bfloat16")
 TFMQ_W4 = GpuOurs("cuda-tfmq-w4a8", TFMQ_W4A8, "int8", "eager, weights two to a byte, the rest bfloat16")

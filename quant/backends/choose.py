@@ -40,6 +40,7 @@ class Options:
         threads: CPU threads of one call; 0 leaves it to the backend.
         gpu_dtype: what everything that is not quantized is computed in, on a GPU.
         gpu_products: what 8-bit linears run in there: int8 as calibrated, fp8, or the faster of both.
+        gpu_fuses: whether kernels there take in what stands around products; see `quant.backends.cuda_waiting`.
         grow: asked before an executable takes memory for one more compiled copy of its weights.
     """
 
@@ -48,6 +49,7 @@ class Options:
     threads: int = 0
     gpu_dtype: torch.dtype = torch.float32
     gpu_products: Literal["int8", "fp8", "measured"] = "int8"
+    gpu_fuses: bool = True
     grow: Grow = without_bound
 
 
@@ -164,5 +166,10 @@ def _cuda(module: Callable[[], nn.Module], options: Options, patterns: Patterns)
     except ModuleNotFoundError as error:
         raise BackendError(f"the cuda backend needs Triton, which torch's builds for CUDA bring: {error}") from error
     return CudaExecutable(
-        module, options.cache_dir, dtype=options.gpu_dtype, products=options.gpu_products, patterns=patterns
+        module,
+        options.cache_dir,
+        dtype=options.gpu_dtype,
+        products=options.gpu_products,
+        patterns=patterns,
+        fuses=options.gpu_fuses,
     )

@@ -20,6 +20,7 @@ from quant.backends.call import Call, run_in_parts
 from quant.backends.cuda_install import install
 from quant.backends.cuda_layers import Once
 from quant.backends.cuda_products import Products, choose
+from quant.backends.cuda_waiting import Overwritten, Switch, computed
 from quant.backends.moment import PREFIX
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns, run_shared
@@ -74,10 +75,12 @@ class CudaExecutable:
         dtype: torch.dtype = torch.float32,
         products: Products = "int8",
         patterns: Patterns = NO_SHARING,
+        fuses: bool = True,
     ) -> None:
         """`module()` gives the artifact's module, which this takes over.
 
         `products`: "fp8" runs 8-bit linears in fp8 where the device can, "measured" those that are faster so.
+        `fuses`: whether kernels take in the norms, modulations, activations, gates and residuals around products.
 
         Raises:
             BackendError: kernels do not run in this process, or a table of measured configs is broken.
@@ -85,12 +88,12 @@ class CudaExecutable:
         self.device, self.dtype = device_at_hand(), dtype
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise BackendError(f"the cuda backend computes in float32, bfloat16 or float16, not {dtype}")
-        self._once, self._patterns = Once(), patterns
+        self._once, self._patterns, self._waits = Once(), patterns, Switch(fuses)
         self._turn = threading.Lock()
         self._use_measured_configs(cache_dir)
         with torch.no_grad():
             own = module().eval().requires_grad_(False).to(self.device)
-            installed = install(own, self._once, dtype)
+            installed = install(own, self._once, dtype, self._waits)
             chosen = choose(own, products)
         self.kernels, self.float_layers = {**installed.kernels, **chosen}, installed.float_layers
         self._module: nn.Module | None = own
@@ -118,7 +121,11 @@ class CudaExecutable:
 
     def _answer(self, module: nn.Module, part: Call) -> Tensor:
         try:
-            return run_shared(module, part, self._patterns)
+            answer: Tensor = computed(run_shared(module, part, self._patterns))
+            return answer
+        except Overwritten:
+            self._waits.on = False
+            return self._answer(module, part)
         finally:
             self._once.forget()  # the next part may meet the same tensor at another moment
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quant.backends.cuda_layers import (
     READ_BY_MODELS,
@@ -21,6 +21,8 @@ from quant.backends.cuda_layers import (
     Once,
     SharedTransform,
 )
+from quant.backends.cuda_waiting import Normed, Switch, computed
+from quant.kernels.forms import Before, Norm
 from quant.kernels.product import MOST_SUMMED
 from quant.kernels.quantize import MOST_NUMBERS, MOST_ROTATED
 from quant.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, replace_layers
@@ -42,21 +44,22 @@ class Installed(NamedTuple):
     float_layers: Mapping[str, str]
 
 
-def install(module: nn.Module, once: Once, dtype: torch.dtype) -> Installed:
+def install(module: nn.Module, once: Once, dtype: torch.dtype, waits: Switch) -> Installed:
     """Replaces, in place, quantized layers by layers that run kernels; what else is float becomes `dtype`.
 
-    The module's tensors are on the device that is to run it. Layers without a kernel stay, in float32.
+    The module's tensors are on the device that is to run it. Layers without a kernel stay, in float32. While `waits` is
+    on, norms and linears answer with values that kernels take in (`quant.backends.cuda_waiting`).
     """
     left = reasons(module)
     made: dict[str, nn.Module] = {}
     for name, layer in _own_layers(module).items():
         if name not in left and isinstance(layer, QuantizedLinear | QuantizedConv2d):
-            made[name] = _kernel_layer(layer, once, dtype)
+            made[name] = _kernel_layer(layer, once, dtype, waits)
     for name, behind in transformed_layers(module).items():
         inner = f"{name}.{INNER}"
         if inner in made and isinstance(behind.inner, QuantizedLinear) and fuses(behind.transform, behind.inner):
             del made[inner]
-            made[name] = _fused(behind, behind.inner, once, dtype)
+            made[name] = _fused(behind, behind.inner, once, dtype, waits)
     _share_transforms(module, once)
     kernels = {name: layer.kernel for name, layer in made.items() if isinstance(layer, KernelLinear | KernelConv)}
     if dtype is not torch.float32:
@@ -64,6 +67,8 @@ def install(module: nn.Module, once: Once, dtype: torch.dtype) -> Installed:
         made |= {name: FloatArithmetic(modules[name], dtype) for name in left}
     replace_layers(module, made)
     cast_(module, dtype)
+    for part in module.modules():
+        _have_wait(part, waits)
     return Installed(kernels, left)
 
 
@@ -114,9 +119,11 @@ def _reason_of_conv(layer: QuantizedConv2d) -> str:
     return f"its padding is {layer.padding!r}" if isinstance(layer.padding, str) else ""
 
 
-def _kernel_layer(layer: QuantizedLinear | QuantizedConv2d, once: Once, dtype: torch.dtype) -> KernelLayer:
+def _kernel_layer(
+    layer: QuantizedLinear | QuantizedConv2d, once: Once, dtype: torch.dtype, waits: Switch
+) -> KernelLayer:
     if isinstance(layer, QuantizedLinear):
-        return KernelLinear(layer, once, dtype)
+        return KernelLinear(layer, once, dtype, waits)
     return KernelConv(layer, once, dtype)
 
 
@@ -127,12 +134,37 @@ def fuses(transform: InputTransform, inner: QuantizedLinear) -> bool:
     return inner.rounds_input and transform.axis == -1 and plain and (block == 0 or 2 <= block <= MOST_ROTATED)
 
 
-def _fused(behind: Transformed, inner: QuantizedLinear, once: Once, dtype: torch.dtype) -> KernelLinear:
-    made = KernelLinear(inner, once, dtype, behind.transform)
+def _fused(behind: Transformed, inner: QuantizedLinear, once: Once, dtype: torch.dtype, waits: Switch) -> KernelLinear:
+    made = KernelLinear(inner, once, dtype, waits, behind.transform)
     for name in READ_BY_MODELS:
         if hasattr(behind, name):
             setattr(made, name, getattr(behind, name))
     return made
+
+
+def _norm_of(module: nn.Module) -> Norm:
+    """What a module's norm is, over the last dimension; "none" if it is none. diffusers has an RMSNorm of its own."""
+    if isinstance(module, nn.LayerNorm):
+        return "layer" if len(module.normalized_shape) == 1 else "none"
+    return "rms" if type(module).__name__ == "RMSNorm" else "none"
+
+
+def _have_wait(module: nn.Module, waits: Switch) -> None:
+    """Has a norm answer [B, T, K] with values that wait, where it keeps dtypes as they are."""
+    norm, plainly, eps = _norm_of(module), module.forward, getattr(module, "eps", None)
+    if norm == "none" or not isinstance(eps, float):
+        return
+
+    def forward(x: Tensor) -> Tensor:
+        rows: Tensor = computed(x)
+        weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+        changes = weight is not None and weight.dtype != rows.dtype and not isinstance(module, nn.LayerNorm)
+        if not waits.closed or rows.ndim != 3 or rows.shape[-1] > MOST_NUMBERS or changes:
+            answer: Tensor = plainly(rows)
+            return answer
+        return Normed.of(rows, Before(norm, eps, weight, bias), lambda: plainly(rows))
+
+    module.__dict__["forward"] = forward
 
 
 def _share_transforms(module: nn.Module, once: Once) -> None:

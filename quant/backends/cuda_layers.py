@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from quant.backends.cuda_waiting import Normed, Product, Switch
 from quant.errors import BackendError
+from quant.kernels import reference
 from quant.kernels.forms import NOTHING_BEFORE, After, Before, middle, offset_of, scales_of
 from quant.kernels.int8_conv import Window, int8_conv
 from quant.kernels.linear import int4_linear, int8_linear, pack_rows
@@ -39,8 +42,8 @@ class Once:
         """What `make` gives for x under a key; made again only if it is not kept."""
         if torch.compiler.is_compiling():  # equal operations of a graph are merged by the compiler
             return make()
-        for reference, version, known, made in self._kept:
-            if reference() is x and version == x._version and known == key:
+        for owner, version, known, made in self._kept:
+            if owner() is x and version == x._version and known == key:
                 return made  # type: ignore[no-any-return]
         result = make()
         self._kept = [*self._kept[-1:], (weakref.ref(x), x._version, key, result)]
@@ -49,6 +52,11 @@ class Once:
     def forget(self) -> None:
         """Lets go of everything."""
         self._kept = []
+
+
+def stand_in(dtype: torch.dtype, device: torch.device | None = None) -> nn.Parameter:
+    """What models read a dtype of where a layer has no float weight: its weight, and a module's first parameter."""
+    return nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
 
 
 class KernelLayer(nn.Module):
@@ -65,7 +73,7 @@ class KernelLayer(nn.Module):
     offset: Tensor | None
     bias_values: Tensor | None
     input_scale: Tensor | None
-    stand_in: Tensor
+    stand_in: nn.Parameter
 
     def __init__(self, layer: QuantizedLayer, once: Once, dtype: torch.dtype) -> None:
         super().__init__()
@@ -79,7 +87,7 @@ class KernelLayer(nn.Module):
         self.register_buffer("offset", offset)
         self.register_buffer("bias_values", layer.bias)
         self.register_buffer("input_scale", scale)
-        self.register_buffer("stand_in", torch.empty(0, dtype=dtype, device=layer.scales.device))
+        self.stand_in = stand_in(dtype, layer.scales.device)
         grid = b"" if scale is None else scale.cpu().numpy().tobytes()
         self._grid = (self.by_token, self.zero_point, self.high, grid)
 
@@ -127,9 +135,15 @@ class KernelLinear(KernelLayer):
     signs: Tensor | None
 
     def __init__(
-        self, layer: QuantizedLinear, once: Once, dtype: torch.dtype, transform: InputTransform | None = None
+        self,
+        layer: QuantizedLinear,
+        once: Once,
+        dtype: torch.dtype,
+        waits: Switch,
+        transform: InputTransform | None = None,
     ) -> None:
         super().__init__(layer, once, dtype)
+        self.waits = waits
         self.packed = _fits_in_four_bits(layer.integers)
         held = pack_rows(layer.integers) if self.packed else layer.integers.contiguous()
         self.register_buffer("integers", held)
@@ -143,18 +157,27 @@ class KernelLinear(KernelLayer):
         return f"{'int4' if self.packed else 'int8'}_linear{'' if self.rounds else ' of float inputs'}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        out = self._product(*self._rows(x), x.dtype)
-        return out.view(*x.shape[:-1], out.shape[1])
+        """The layer's output; it may wait for what follows (`quant.backends.cuda_waiting`)."""
+        rows, row_scale = self._rows(x)
+        shape = torch.Size((*x.shape[:-1], self.integers.shape[0]))
+        if not self.waits.closed:
+            return self._product(rows, self.after(row_scale), x.dtype).view(shape)
+        return Product(
+            shape, x.dtype, x.device, lambda after, dtype: self._product(rows, after, dtype), self.after(row_scale)
+        )
 
     def anew(self, x: Tensor) -> Tensor:
         """What rounding rows [M, in] and multiplying them takes, at scales of 1 where they follow time: to be timed."""
         one = torch.ones(1, device=x.device) if self.follows_time else None
-        return self._product(*self._rounded(x[None], one), x.dtype)
+        rows, row_scale = self._rounded(x[None], self._before(), one)
+        return self._product(rows, self.after(row_scale), x.dtype)
 
-    def _product(self, rows: Tensor, row_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _product(self, rows: Tensor, after: After, dtype: torch.dtype) -> Tensor:
         product = int4_linear if self.packed else int8_linear
-        return product(rows, self.integers, self.channel_scale, self.after(row_scale), dtype)
+        return product(rows, self.integers, self.channel_scale, after, dtype)
+
+    def _before(self, before: Before = NOTHING_BEFORE) -> Before:
+        return replace(before, factors=self.factors, signs=self.signs)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """[M, in] int8 with their scales, or as they are where inputs stay float."""
@@ -163,15 +186,20 @@ class KernelLinear(KernelLayer):
         width = x.shape[-1]
         count = x.shape[0] if x.ndim > 1 else 1
         length = x.numel() // max(1, count * width)
-        return self.once.get(x, self._key, lambda: self._rounded(x.reshape(count, length, width)))
+        if isinstance(x, Normed):
+            return self.once.get(x, self._key, lambda: self._rounded(x.rows(), self._before(x.before)))
+        return self.once.get(x, self._key, lambda: self._rounded(x.reshape(count, length, width), self._before()))
 
-    def _rounded(self, rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        before = Before(factors=self.factors, signs=self.signs)
+    def _rounded(self, rows: Tensor, before: Before, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # without a rotation, a compiler that sees plain operations fuses them with what stands before
+        plain = torch.compiler.is_compiling() and self.signs is None
         if self.by_token:
-            integers, scale = quantize_tokens(rows, self.zero_point, self.high, before)
+            tokens = reference.quantize_tokens if plain else quantize_tokens
+            integers, scale = tokens(rows, self.zero_point, self.high, before)
         else:
             scale = self.now(rows.shape[0]) if scale is None else scale
-            integers = quantize_scaled(rows, 1.0 / scale, self.zero_point, self.high, before)
+            scaled = reference.quantize_scaled if plain else quantize_scaled
+            integers = scaled(rows, scale.reciprocal(), self.zero_point, self.high, before)
         return integers.flatten(0, 1), scale.flatten()
 
 
@@ -229,7 +257,7 @@ class KernelConv(KernelLayer):
         else:
             scale = self.now(x.shape[0])
         rows = x.flatten(2).transpose(1, 2)
-        return quantize_scaled(rows, 1.0 / scale, self.zero_point, self.high, NOTHING_BEFORE), scale
+        return quantize_scaled(rows, scale.reciprocal(), self.zero_point, self.high, NOTHING_BEFORE), scale
 
 
 class SharedTransform(nn.Module):
@@ -248,12 +276,12 @@ class SharedTransform(nn.Module):
 class FloatArithmetic(nn.Module):
     """A quantized layer that no kernel runs, computed as `quant.layers` says, in float32 amid a model of any dtype."""
 
-    stand_in: Tensor
+    stand_in: nn.Parameter
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("stand_in", torch.empty(0, dtype=dtype))
+        self.stand_in = stand_in(dtype)
 
     @property
     def weight(self) -> Tensor:

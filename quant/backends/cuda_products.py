@@ -37,13 +37,14 @@ class Fp8Linear(nn.Module):
     values: Tensor
     channel_scale: Tensor
     bias_values: Tensor | None
-    stand_in: Tensor
+    stand_in: nn.Parameter
     kernel = "fp8_linear"
 
     def __init__(self, layer: KernelLinear) -> None:
         super().__init__()
         self.register_buffer("values", to_fp8(layer.integers))
-        for name in ("channel_scale", "bias_values", "stand_in"):
+        self.stand_in = layer.stand_in
+        for name in ("channel_scale", "bias_values"):
             self.register_buffer(name, getattr(layer, name))
         for name in READ_BY_MODELS:
             if hasattr(layer, name):

@@ -24,7 +24,7 @@ class Before:
 
     Attributes:
         norm: over K, with `eps` and, where there are any, `weight` [K] and `bias` [K].
-        gain, shift: [B, K] of the modulation x (1 + gain) + shift; both or neither.
+        gain, shift: [B, K] of the modulation x gain + shift, rows of any distance.
         factors: [K], that channels are multiplied by.
         signs: [b], +-1, of a rotation x blkdiag(diag(signs) H) by blocks of b channels, a power of two of 2 to 128 that
             divides K; H is Sylvester's orthonormal Hadamard matrix.
@@ -50,7 +50,7 @@ class After:
         bias: float [N].
         activation: of ACTIVATIONS.
         residual: float [M, N].
-        gate: float [G, N], one row for every M / G rows.
+        gate: float [G, N], one row for every M / G rows; rows of any distance.
     """
 
     row_scale: Tensor | None = None

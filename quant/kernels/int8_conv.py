@@ -132,12 +132,13 @@ def _shape(x: Tensor, weight: Tensor, window: list[int]) -> tuple[int, int, int,
 @jit(unspecialized=("rows_of_scale", "rows_of_gate", "blank"))
 def _convolve(
     x: tl.tensor, weight: tl.tensor, out: tl.tensor, channel_scale: tl.tensor, row_scale: tl.tensor,
-    rows_of_scale: tl.tensor, offset: tl.tensor, bias: tl.tensor, residual: tl.tensor, gate: tl.tensor,
-    rows_of_gate: tl.tensor, rows: tl.tensor, columns: tl.tensor, depth: tl.tensor, height: tl.tensor,
-    width: tl.tensor, out_height: tl.tensor, out_width: tl.tensor, stride_down: tl.tensor, stride_across: tl.tensor,
-    pad_down: tl.tensor, pad_across: tl.tensor, apart_down: tl.tensor, apart_across: tl.tensor, blank: tl.tensor,
-    across: tl.constexpr, taps: tl.constexpr, whole: tl.constexpr, activation: tl.constexpr,
-    block_rows: tl.constexpr, block_columns: tl.constexpr, block_depth: tl.constexpr, group: tl.constexpr,
+    rows_of_scale:     tl.tensor, offset: tl.tensor, bias: tl.tensor, residual: tl.tensor, gate: tl.tensor,
+    rows_of_gate: tl.tensor, stride_of_gate: tl.tensor, rows: tl.tensor, columns: tl.tensor, depth: tl.tensor,
+    height: tl.tensor, width:     tl.tensor, out_height: tl.tensor, out_width: tl.tensor, stride_down: tl.tensor,
+    stride_across: tl.tensor, pad_down: tl.tensor, pad_across: tl.tensor, apart_down: tl.tensor,
+    apart_across: tl.tensor, blank: tl.tensor, across: tl.constexpr, taps: tl.constexpr, whole: tl.constexpr,
+    activation: tl.constexpr, block_rows:     tl.constexpr, block_columns: tl.constexpr, block_depth: tl.constexpr,
+    group: tl.constexpr,
 ) -> None:  # fmt: skip
     row, column = tile(rows, columns, block_rows, block_columns, group)
     place = row % (out_height * out_width)
@@ -165,7 +166,7 @@ def _convolve(
         total = tl.dot(seen, held, total, out_dtype=tl.int32)
     finish(
         total, out, row, column, rows, columns, channel_scale, row_scale, rows_of_scale, offset, bias, residual,
-        gate, rows_of_gate, activation,
+        gate, rows_of_gate, stride_of_gate, activation,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def finish(
     residual: tl.tensor,
     gate: tl.tensor,
     rows_of_gate: tl.tensor,
+    stride_of_gate: tl.tensor,
     activation: tl.constexpr,
 ) -> None:
     """Stores residual + gate * activation((total + offset) * scales + bias) for a tile of a product.
@@ -84,7 +85,7 @@ def finish(
     mask = within_rows[:, None] & within[None, :]
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
     if gate is not None:
-        at = (row // rows_of_gate)[:, None] * columns + column[None, :]
+        at = (row // rows_of_gate)[:, None] * stride_of_gate + column[None, :]
         y *= tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
         y += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)

@@ -67,6 +67,7 @@ def epilogue(after: After, rows: int) -> tuple[Tensor | int | None, ...]:
         after.residual,
         after.gate,
         _each(after.gate, rows),
+        0 if after.gate is None else after.gate.stride(0),
     )
 
 
@@ -79,8 +80,8 @@ def _each(values: Tensor | None, rows: int) -> int:
 def _multiply(
     x: tl.tensor, weight: tl.tensor, out: tl.tensor, channel_scale: tl.tensor, row_scale: tl.tensor,
     rows_of_scale: tl.tensor, offset: tl.tensor, bias: tl.tensor, residual: tl.tensor, gate: tl.tensor,
-    rows_of_gate: tl.tensor, rows: tl.tensor, columns: tl.tensor, depth: tl.tensor, step: tl.tensor,
-    whole: tl.constexpr, packed: tl.constexpr, integer: tl.constexpr, widened: tl.constexpr,
+    rows_of_gate: tl.tensor, stride_of_gate: tl.tensor, rows: tl.tensor, columns: tl.tensor, depth: tl.tensor,
+    step: tl.tensor, whole: tl.constexpr, packed: tl.constexpr, integer: tl.constexpr, widened: tl.constexpr,
     activation: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr, block_depth: tl.constexpr,
     group: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -106,7 +107,7 @@ def _multiply(
         of_weight += block_depth
     finish(
         total, out, row, column, rows, columns, channel_scale, row_scale, rows_of_scale, offset, bias, residual,
-        gate, rows_of_gate, activation,
+        gate, rows_of_gate, stride_of_gate, activation,
     )  # fmt: skip
 
 
@@ -160,20 +161,23 @@ def check(x: Tensor, weight: Tensor, channel_scale: Tensor, after: After, rows: 
             count = values.shape[0] if values.ndim else 0
             if (count == 0 and rows) or rows % max(1, count):
                 raise ValueError(f"{count} {name} are not shared out evenly among {rows} rows")
-            _require(name, values, (count, columns)[: 1 if name == "row scales" else 2], _FLOATS)
+            _require(name, values, (count, columns)[: 1 if name == "row scales" else 2], _FLOATS, apart=name == "gates")
     if after.row_scale is not None and after.row_scale.dtype is not torch.float32:
         raise ValueError(f"row scales must be float32, not {after.row_scale.dtype}")
     if x.dtype is not torch.int8 and after.offset is not None:
         raise ValueError("float rows have no zero point, and so no offsets")
 
 
-def _require(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+def _require(
+    name: str, tensor: Tensor | None, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], *, apart: bool = False
+) -> None:
+    """`apart`: rows may lie at any distance."""
     if tensor is None:
         return
     if tensor.shape != shape or tensor.dtype not in dtypes:
         told = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{name} must be {told} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
-    _contiguous({name: tensor})
+    _contiguous({name: tensor[:1] if apart else tensor})
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> None:

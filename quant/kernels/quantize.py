@@ -153,6 +153,8 @@ def _launch(
         before.factors,
         before.signs,
         *x.stride(),
+        _between_rows(before.gain),
+        _between_rows(before.shift),
         batch * length,
         length,
         width,
@@ -183,6 +185,8 @@ def _quantize(
     stride_batch: tl.tensor,
     stride_row: tl.tensor,
     stride_number: tl.tensor,
+    stride_gain: tl.tensor,
+    stride_shift: tl.tensor,
     rows: tl.tensor,
     length: tl.tensor,
     width: tl.tensor,
@@ -201,7 +205,13 @@ def _quantize(
     mask = (row < rows)[:, None] & within
     start = batch.to(tl.int64) * stride_batch + (row % length).to(tl.int64) * stride_row
     y = tl.load(x + start[:, None] + column.to(tl.int64) * stride_number, mask=mask, other=0.0).to(tl.float32)
-    y = _prepared(y, mask, within, column, batch[:, None], width, eps, weight, bias, gain, shift, factors, norm)
+    y = _normed(y, mask, within, column, width, eps, weight, bias, norm)
+    if gain is not None:
+        y = y * tl.load(gain + batch[:, None] * stride_gain + column, mask=mask, other=0.0).to(tl.float32)
+    if shift is not None:
+        y = y + tl.load(shift + batch[:, None] * stride_shift + column, mask=mask, other=0.0).to(tl.float32)
+    if factors is not None:
+        y = y * tl.load(factors + column, mask=within, other=0.0).to(tl.float32)
     if stages > 0:
         y = y * tl.load(signs + column % (1 << stages)).to(tl.float32)
         y = rotated(y, block_rows, block, stages)
@@ -220,22 +230,18 @@ def _quantize(
 
 
 @jit()
-def _prepared(
+def _normed(
     y: tl.tensor,
     mask: tl.tensor,
     within: tl.tensor,
     column: tl.tensor,
-    batch: tl.tensor,
     width: tl.tensor,
     eps: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
-    gain: tl.tensor,
-    shift: tl.tensor,
-    factors: tl.tensor,
     norm: tl.constexpr,
 ) -> tl.tensor:
-    """Normalized, modulated and multiplied; zero outside of the mask."""
+    """Normalized, with the norm's own weight and bias; without a bias zero outside of the mask, as y is."""
     if norm == 1:
         y = tl.where(mask, y - (tl.sum(y, 1) / width)[:, None], 0.0)
     if norm > 0:
@@ -244,12 +250,11 @@ def _prepared(
         y = y * tl.load(weight + column, mask=within, other=0.0).to(tl.float32)
     if bias is not None:
         y = y + tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
-    if gain is not None:
-        y = y * (1.0 + tl.load(gain + batch * width + column, mask=mask, other=0.0).to(tl.float32))
-        y = y + tl.load(shift + batch * width + column, mask=mask, other=0.0).to(tl.float32)
-    if factors is not None:
-        y = y * tl.load(factors + column, mask=within, other=0.0).to(tl.float32)
     return y
+
+
+def _between_rows(values: Tensor | None) -> int:
+    return 0 if values is None else values.stride(0)
 
 
 def _check(x: Tensor, zero_point: int, high: int, before: Before) -> None:
@@ -265,10 +270,8 @@ def _check(x: Tensor, zero_point: int, high: int, before: Before) -> None:
     sizes = {"weight": (width,), "bias": (width,), "gain": (batch, width), "shift": (batch, width), "factors": (width,)}
     for name, size in sizes.items():
         part: Tensor | None = getattr(before, name)
-        if part is not None and (part.shape != size or not part.is_contiguous()):
-            raise ValueError(f"{name} must be contiguous {list(size)}, not {_form(part)}")
-    if (before.gain is None) != (before.shift is None):
-        raise ValueError("a modulation has a gain and a shift, not one of them")
+        if part is not None and (part.shape != size or (width > 1 and part.stride(-1) != 1)):
+            raise ValueError(f"{name} must be {list(size)} with its numbers side by side, not {_form(part)}")
     signs = 2 if before.signs is None else before.signs.numel()
     if signs & (signs - 1) or not 2 <= signs <= MOST_ROTATED or (before.signs is not None and width % signs):
         raise ValueError(

@@ -23,8 +23,8 @@ def prepared(x: Tensor, before: Before) -> Tensor:
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + before.eps)
     y = y if before.weight is None else y * before.weight.float()
     y = y if before.bias is None else y + before.bias.float()
-    if before.gain is not None and before.shift is not None:
-        y = y * (1.0 + before.gain.float()[:, None]) + before.shift.float()[:, None]
+    y = y if before.gain is None else y * before.gain.float()[:, None]
+    y = y if before.shift is None else y + before.shift.float()[:, None]
     y = y if before.factors is None else y * before.factors.float()
     if before.signs is not None:
         block = before.signs.float()[:, None] * hadamard(before.signs.numel()).to(y.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quant.backends import cuda_layers
 from quant.backends.cuda_install import install
 from quant.backends.cuda_layers import FloatArithmetic, KernelConv, KernelLayer, KernelLinear, Once, SharedTransform
+from quant.backends.cuda_waiting import Switch
 from quant.clock import BRANCHES, Moment, MomentHolder
 from quant.errors import BackendError
 from quant.grid import to_integers, weight_scales
@@ -66,7 +67,7 @@ def pair(layer: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
     bind(defined, MomentHolder())
     once, fast = Once(), copy.deepcopy(defined)
     bind(fast, MomentHolder())
-    install(fast, once, dtype)
+    install(fast, once, dtype, Switch())
     return defined, fast, once
 
 
@@ -298,7 +299,7 @@ def test_what_no_kernel_runs_is_told_and_computed_in_float(
     bind(defined, MomentHolder())
     fast = copy.deepcopy(defined)
     bind(fast, MomentHolder())
-    installed = install(fast, Once(), dtype)
+    installed = install(fast, Once(), dtype, Switch())
     assert dict(installed.float_layers) == {"0": reason} and not installed.kernels
     x = numbers(*shape).to(dtype)
     found = run(fast, x)

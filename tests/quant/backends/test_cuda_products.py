@@ -12,6 +12,7 @@ from quant.backends import cuda_products
 from quant.backends.cuda_install import install
 from quant.backends.cuda_layers import KernelLinear, Once
 from quant.backends.cuda_products import Fp8Linear, choose
+from quant.backends.cuda_waiting import Switch
 from quant.layers import InputGrid, empty_like
 from tests.quant.backends.test_cuda_layers import fill, numbers
 from tests.quant.kernels.on import DEVICE
@@ -32,7 +33,7 @@ def made() -> nn.Sequential:
         fill(layer, bits)
         layers.append(layer)
     module = nn.Sequential(*layers).to(DEVICE)
-    install(module, Once(), torch.float32)
+    install(module, Once(), torch.float32, Switch())
     return module
 
 

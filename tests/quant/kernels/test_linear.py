@@ -91,6 +91,15 @@ def test_what_follows_the_sums(bits: int, activation: Activation, each: int) -> 
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4), left_out
 
 
+def test_gates_are_read_where_they_lie() -> None:
+    x, weight, scales = integers(18, 50), integers(21, 50), numbers(21).abs()
+    gate = numbers(2, 3, 21, seed=6)[:, 1]
+    assert not gate.is_contiguous()
+    for follows in (After(gate=gate), After(gate=gate[:1].expand(6, 21))):
+        found, expected = int8_linear(x, weight, scales, follows), reference.linear(x, weight, scales, follows)
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bits", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_float_rows_and_outputs(bits: int, dtype: torch.dtype) -> None:

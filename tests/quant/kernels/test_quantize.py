@@ -109,6 +109,17 @@ def test_norm_modulation_and_rotation_come_first(shape: tuple[int, int, int], no
     assert_nearly(quantize_scaled(x, inverse, 90, 255, first), reference.quantize_scaled(x, inverse, 90, 255, first))
 
 
+def test_modulations_are_read_where_they_lie() -> None:
+    x, table = numbers(3, 5, 48), numbers(3, 2, 48, seed=1)
+    gain, shift = table.unbind(1)
+    assert not gain.is_contiguous()
+    for first in (Before(gain=gain, shift=shift), Before(gain=gain[:1].expand(3, 48)), Before("rms", shift=shift)):
+        found, scale = quantize_tokens(x, 128, 255, first)
+        expected, own = reference.quantize_tokens(x, 128, 255, first)
+        assert_nearly(found, expected)
+        assert torch.allclose(scale, own, rtol=1e-5)
+
+
 @pytest.mark.parametrize("block", [2, 4, 8, 32, 64, 128])
 def test_blocks_of_every_size(block: int) -> None:
     x, first = numbers(1, 3, 3 * block), Before(signs=numbers(block, seed=1).sign())
@@ -140,10 +151,13 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=f"blocks of {signs} channels are not rotated"):
             quantize_tokens(x, 128, 255, Before(signs=numbers(signs).sign()))
     whole = before(6, 1, "layer")
-    with pytest.raises(ValueError, match="a gain and a shift"):
-        quantize_tokens(x, 128, 255, replace(whole, shift=None))
-    with pytest.raises(ValueError, match=r"weight must be contiguous \[6\]"):
-        quantize_tokens(x, 128, 255, replace(whole, weight=numbers(5)))
+    for name, first in {
+        "weight": replace(whole, weight=numbers(5)),
+        "gain": replace(whole, gain=numbers(2, 6)),
+        "shift": replace(whole, shift=numbers(1, 12)[:, ::2]),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name} must be \[(1, )?6\] with its numbers side by side"):
+            quantize_tokens(x, 128, 255, first)
 
 
 def test_compiled_graphs_do_not_break() -> None:
