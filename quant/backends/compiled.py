@@ -10,13 +10,18 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from quant.backends import disk, runtime
+
+SWEPT_EVERY: Final = 0.05
+"""Seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +56,30 @@ def read(path: Path, properties: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | N
     disk.mark_used(path)
     tensor = runtime.openvino.Tensor(np.frombuffer(mapped, np.uint8), shared_memory=True)
     try:
-        compiled = runtime.core().import_model(tensor, "CPU", dict(properties))
+        with _kept_small(mapped):
+            compiled = runtime.core().import_model(tensor, "CPU", dict(properties))
     except RuntimeError as error:
         _log.warning("compiled code cannot be read, and is compiled again: %s: %s", path, error)
         return None
-    mapped.madvise(mmap.MADV_DONTNEED)  # weights are packed elsewhere by now; what is not is read again when needed
     return compiled, mapped
+
+
+@contextmanager
+def _kept_small(mapped: mmap.mmap) -> Iterator[None]:
+    """While and after a file's weights are packed elsewhere, lets go of what was read of it every now and then: else it
+    would all lie in memory beside them. What is wanted again is read again.
+    """
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.wait(SWEPT_EVERY):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=sweep, name="sweep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""All profiles of both built-in models over real HTTP, switched request by request, each with its measured numbers."""
+"""All profiles of built-in models of pictures over real HTTP, switched request by request, each with its numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def psnr(one: bytes, other: bytes) -> float:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("model", SHIPPED)
+@pytest.mark.parametrize("model", [model for model in SHIPPED if model != "shapes-video"])
 def test_every_profile_serves_in_turn_and_comes_back_the_same(client: Client, model: str) -> None:
     cards = {card.name: card for card in client.profiles() if card.model == model}
     assert set(cards) == {"float", *SHIPPED[model]}

@@ -16,7 +16,8 @@ from zoo.shapes.captions import RELATIONS, SYNONYMS, unknown_words
 from zoo.shapes.checker import Seen, read, relation_between
 from zoo.shapes.world import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, Relation
 
-_PLAIN = {said: word for word, ways in SYNONYMS.items() for said in ways}
+PLAIN = {said: word for word, ways in SYNONYMS.items() for said in ways}
+"""Words to the one that they stand for."""
 _RELATION = {phrase: relation for relation, phrases in RELATIONS.items() for phrase in phrases}
 _LINK = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _RELATION), key=len, reverse=True)) + r")\b")
 
@@ -46,7 +47,7 @@ def understand(prompt: str) -> Asked | None:
     text = " ".join(re.findall(r"[a-z]+", prompt.lower()))
     if unknown_words(prompt):
         return None
-    background, body = _background(text)
+    background, body = background_said(text)
     first, *rest = _LINK.split(body)
     parts = [first, *rest[1::2]]
     things = [thing for part in parts if (thing := _thing(part)) is not None]
@@ -77,17 +78,17 @@ def _fits(seen: list[Seen], asked: Asked) -> bool:
     return asked.relation is None or relation_between(seen[0], seen[1]) == asked.relation
 
 
-def _background(text: str) -> tuple[str | None, str]:
+def background_said(text: str) -> tuple[str | None, str]:
     """(the background's name, the text without it)."""
     match = re.search(r"\b(?:on (?:a |an |the )?)?(\w+) background\b", text)
-    name = _PLAIN.get(match[1], match[1]) if match else None
+    name = PLAIN.get(match[1], match[1]) if match else None
     if match is None or name not in BACKGROUNDS:
         return None, text
     return name, f"{text[: match.start()]} {text[match.end() :]}"
 
 
 def _thing(part: str) -> Wanted | None:
-    words = [_PLAIN.get(word, word) for word in part.split()]
+    words = [PLAIN.get(word, word) for word in part.split()]
     found = [[word for word in words if word in names] for names in (SHAPES, COLOURS, SIZES)]
     if len(found[0]) != 1 or len(found[1]) > 1 or len(found[2]) > 1 or set(words) & set(BACKGROUNDS):
         return None

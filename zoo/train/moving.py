@@ -40,6 +40,7 @@ CARD: dict[str, Any] = {
         "frames_multiple_of": 4,
     },
     "trained_sizes": [[SIDE, SIDE]],
+    "checker": "moving-shapes",
     "vocabulary": list(VOCABULARY),
 }
 

@@ -37,7 +37,7 @@ class ShapesVideo:
 
     name = "shapes-video"
     checkpoint = "video.pt"
-    plan = Plan(steps=6500, batch=64, rate=2e-3)
+    plan = Plan(steps=3500, batch=64, rate=2e-3)
     examples = 20_000
     card = CARD
     world = Moving()
