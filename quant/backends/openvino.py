@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends import compiled, convert, disk, kernels, runtime
+from quant.backends import compiled, convert, disk, kernels, rotary, runtime
 from quant.backends.call import Call, run_in_parts
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
@@ -249,7 +249,10 @@ class OpenVinoExecutable:
                 with MAKING:
                     module = self._module()
                     with sharing(module, call, self._patterns):
-                        convert.write(convert.convert(module, call), path)
+                        graph = convert.convert(module, call)
+                    rotary.rewrite(graph)
+                    convert.write(graph, path)
+                    del graph
                     del module
                 gc.collect()  # traced graphs hold cycles; the torch copy of the weights goes with them
                 runtime.give_back_memory()
