@@ -26,7 +26,7 @@ class Rotating(nn.Module):
         self.cosine, self.sine = nn.Parameter(angles.cos()), nn.Parameter(angles.sin())
 
     def forward(self, sample: Tensor) -> Tensor:
-        first, second = sample.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = sample.reshape(*sample.shape[:-1], -1, 2).unbind(-1)
         cosine, sine = self.cosine[..., 0::2], self.sine[..., 1::2]
         out = torch.empty_like(sample) if self.odd else torch.zeros_like(sample)
         even, odd = self.how(first, second, cosine, sine)
