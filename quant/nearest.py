@@ -58,6 +58,8 @@ def why_static(scheme: Scheme, form: LayerForm, seen: LayerStatistics) -> str:
         return ""
     if not seen.rows_lead:
         return "the first dimension of their inputs is not the call's rows"
+    if scheme.activations.least_gain and len(seen.each) > 1:
+        return f"following time would take away less than {scheme.activations.least_gain:.0%} of their error"
     return "no argument is a timestep"
 
 
@@ -85,14 +87,31 @@ def round_layer(name: str, layer: FloatLayer, scheme: Scheme, basis: Basis) -> t
     try:
         if scheme.weights.ranges == "each":
             return _for_each_range(name, layer, scheme, basis)
-        seen, form = basis.statistics.layers[name], _form_of(name, scheme, basis)
-        quantized = empty_of(layer, form, "cpu")
-        _set_weights(quantized, layer, scheme)
-        for part, statistics in zip(parts_of(quantized), seen.parts or [seen], strict=True):
-            _set_grid(part, scheme.activations, statistics, form, basis.ranges)
+        form = _form_of(name, scheme, basis)
+        quantized = _filled(name, layer, scheme, form, basis)
+        if form.slots and scheme.activations.least_gain:
+            static = form.model_copy(update={"slots": 0})
+            plain = _filled(name, layer, scheme, static, basis)
+            if _gain(name, layer, (plain, quantized), basis) < scheme.activations.least_gain:
+                form, quantized = static, plain
     except (ValueError, CalibrationError) as error:
         raise QuantError(f"layer {name}: {error}") from error
     return quantized.eval(), form
+
+
+def _filled(name: str, layer: FloatLayer, scheme: Scheme, form: LayerForm, basis: Basis) -> Quantized:
+    """The layer in a form, with weights to nearest and input grids."""
+    seen, quantized = basis.statistics.layers[name], empty_of(layer, form, "cpu")
+    _set_weights(quantized, layer, scheme)
+    for part, statistics in zip(parts_of(quantized), seen.parts or [seen], strict=True):
+        _set_grid(part, scheme.activations, statistics, form, basis.ranges)
+    return quantized
+
+
+def _gain(name: str, layer: FloatLayer, forms: tuple[Quantized, Quantized], basis: Basis) -> float:
+    """Share of the first form's squared error, as predicted, that the second does not have."""
+    first, second = (predicted_error(name, layer, form, basis) ** 2 for form in forms)
+    return 1 - second / first if first else 0.0
 
 
 def _for_each_range(name: str, layer: FloatLayer, scheme: Scheme, basis: Basis) -> tuple[Quantized, LayerForm]:

@@ -74,6 +74,13 @@ class Activations(BaseModel):
     percentile: float = Field(99.99, gt=50, le=100)
     steps: Literal["shared", "ranges", "each"] = "shared"
     branches: Literal["shared", "each"] = "shared"
+    least_gain: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a layer's squared error, as predicted, that scales which follow time must take away; a "
+        "layer where they do not gets one scale, which kernels run faster.",
+    )
     grain: Literal["tensor", "token"] = Field("tensor", description="`token`: a scale for each token, as it comes.")
     zero_point: Literal["shared", "token"] = Field(
         "shared", description="`token`: each token's own, with that grain; reference backend only."
@@ -91,6 +98,8 @@ class Activations(BaseModel):
             raise ValueError('zero_point "token" needs grain "token"')
         if by_token and (self.steps, self.branches, self.range) != ("shared", "shared", "minmax"):
             raise ValueError('with grain "token" each token has its own scale: steps and branches are to be "shared"')
+        if self.least_gain and not self.follows_time:
+            raise ValueError("least_gain is about scales that follow time: steps or branches must not be shared")
         if by_token and self.bits == FLOAT_BITS:
             raise ValueError('inputs that stay float (bits 32) have no grain "token"')
         return self

@@ -131,6 +131,39 @@ def test_without_a_timestep_no_scale_follows_it() -> None:
     assert any("(plain); no argument is a timestep" in note for note in report.notes)
 
 
+class _Paced(nn.Module):
+    """Two linears: the input of one grows with the timestep, that of the other does not know it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moving, self.still = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.moving(sample * time[:, None] / 100) + self.still(sample)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("least", "following"), [(0.0, {"moving", "still"}), (0.2, {"moving"}), (1.0, set[str]())], ids=str
+)
+def test_scales_follow_time_where_that_gains_enough(least: float, following: set[str]) -> None:
+    torch.manual_seed(0)
+    module = _Paced().eval()
+
+    def run(answer: Callable[[quant.Call], torch.Tensor]) -> None:
+        for step, time in enumerate((900, 300, 30)):
+            clock = quant.StepClock(*(torch.full((64,), value) for value in (step, 3, 0)))
+            rows = {"sample": torch.randn(64, 8), "time": torch.full((64,), time)}
+            answer(quant.Call(rows, clock, roles={"time": "time"}))
+
+    ways = {"bits": 4, "steps": "each", "least_gain": least}
+    recipe = quant.Recipe.model_validate({"name": "x", "activations": ways})
+    made = quant.quantize_(module, recipe, quant.calibrate_for(module, run, recipe))
+    assert {name for name, form in made.forms.items() if form.slots} == following
+    told = [note for note in made.report.notes if f"less than {least:.0%} of their error" in note]
+    assert bool(told) == (len(following) < 2) and all(name not in note for note in told for name in following)
+
+
 @pytest.mark.parametrize("bits", [8, 32])
 def test_nothing_is_noted_where_no_scale_is_to_follow_time(bits: int) -> None:
     ways = {"bits": bits, "steps": "each" if bits == 32 else "shared"}

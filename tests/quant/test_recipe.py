@@ -65,6 +65,7 @@ SMOOTH = '[smoothing]\nmethod = "fixed"\n'
         ('[weights]\nzero_point = "channel"\nranges = "each"\nrange = "mse"', "zero points of channels go with ranges"),
         ('[activations]\nzero_point = "token"', 'zero_point "token" needs grain "token"'),
         (TOKEN + 'steps = "each"', "each token has its own scale"),
+        ("[activations]\nleast_gain = 0.1", "least_gain is about scales that follow time"),
         (TOKEN + 'range = "mse"', "each token has its own scale"),
         (TOKEN + "bits = 32", "stay float"),
         (TOKEN + "[rounding]\nactivation_iterations = 5", "no scale is stored that could learn"),
