@@ -67,7 +67,7 @@ def read(path: Path, properties: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | N
 @contextmanager
 def _kept_small(mapped: mmap.mmap) -> Iterator[None]:
     """While and after a file's weights are packed elsewhere, lets go of what was read of it every now and then: else it
-    would all lie in memory beside them. What is wanted again is read again.
+    would all lie in memory beside them. What is wanted again is read again; nothing is ever written there.
     """
     done = threading.Event()
 

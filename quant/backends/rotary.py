@@ -92,9 +92,9 @@ def _assigned(scatter: Any, begin: int, whole: Any) -> Any:
     if places.get_type_name() != "Slice" or _shape(places.input_value(0)) != _shape(whole):
         return None
     start, stop, step, axis = (_number(value) for value in places.input_values()[1:5])
-    width = _shape(whole)[-1].get_length()
+    width = _width(whole)
     counted = _through(places.input_value(0), "Reshape").get_node()
-    ends_last = stop is not None and stop >= width and axis in (-1, len(_shape(whole)) - 1)
+    ends_last = stop is not None and width is not None and stop >= width and axis in (-1, len(_shape(whole)) - 1)
     if (start, step) != (begin, 2) or not ends_last or counted.get_type_name() != "Range":
         return None
     if (_number(counted.input_value(0)), _number(counted.input_value(2))) != (0, 1):
@@ -125,13 +125,13 @@ def _pairs(first: Any, second: Any) -> Any:
     if split.get_type_name() != "Split" or other.get_node() != split or (one.get_index(), other.get_index()) != (0, 1):
         return None
     pairs = split.input_value(0)
-    axis, ends_in_pair = _number(split.input_value(1)), _shape(pairs)[-1] == 2
-    if axis not in (-1, len(_shape(pairs)) - 1) or not ends_in_pair or pairs.get_node().get_type_name() != "Reshape":
+    if _width(pairs) != 2 or pairs.get_node().get_type_name() != "Reshape":
         return None
-    x = pairs.get_node().input_value(0)
-    return (
-        x if len(_shape(x)) == len(_shape(pairs)) - 1 and _shape(x)[-1] == 2 * _shape(pairs)[-2].get_length() else None
-    )
+    x, axis, rank = pairs.get_node().input_value(0), _number(split.input_value(1)), len(_shape(pairs))
+    if axis not in (-1, rank - 1) or _width(x) is None or len(_shape(x)) != rank - 1:
+        return None
+    # of as many numbers the last dimension alone was cut in pairs, where those before it stayed
+    return x if list(_shape(x))[:-1] == list(_shape(pairs))[:-2] else None
 
 
 def _through(value: Any, *kinds: str) -> Any:
@@ -147,6 +147,14 @@ def _number(value: Any) -> int | None:
     if node.get_type_name() != "Constant" or node.get_data().size != 1:
         return None
     return int(node.get_data().flatten()[0])
+
+
+def _width(value: Any) -> int | None:
+    """The last dimension, where it is known."""
+    shape = _shape(value)
+    if shape.rank.is_dynamic or len(shape) == 0 or shape[-1].is_dynamic:
+        return None
+    return int(shape[-1].get_length())
 
 
 def _shape(value: Any) -> Any:
