@@ -19,7 +19,7 @@ SCALE = 4
 SHEETS = {"shapes-unet": ("float", "w8a8"), "shapes-dit": ("float", "trdq-w4a8", "trdq-w4a8-cfg")}
 """A picture for each model, with a line for each of these profiles."""
 
-FILMED = ("float", "trdq-w4a8-cfg")
+FILMED = ("float", "trdq-w8a8")
 EVERY = 4
 """Of so many frames of a film one is shown."""
 
