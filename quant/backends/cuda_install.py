@@ -151,8 +151,9 @@ def _norm_of(module: nn.Module) -> Norm:
 
 def _have_wait(module: nn.Module, waits: Switch) -> None:
     """Has a norm answer [B, T, K] with values that wait, where it keeps dtypes as they are."""
-    norm, plainly, eps = _norm_of(module), module.forward, getattr(module, "eps", None)
-    if norm == "none" or not isinstance(eps, float):
+    norm, plainly = _norm_of(module), module.forward
+    eps = None if norm == "none" else getattr(module, "eps", None)
+    if not isinstance(eps, float):
         return
 
     def forward(x: Tensor) -> Tensor:
