@@ -7,6 +7,7 @@ company by as much as float models' do there.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,6 +27,8 @@ from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns, run_shared
 from quant.kernels import tuning
 from quant.kernels.device import interpreted
+
+_log = logging.getLogger(__name__)
 
 MOST_ROWS: Final = 64
 """Larger calls run in parts."""
@@ -124,6 +127,10 @@ class CudaExecutable:
             answer: Tensor = computed(run_shared(module, part, self._patterns))
             return answer
         except Overwritten:
+            _log.warning(
+                "%s writes over what it has normalized: its norms, gates and residuals are left to torch from now on",
+                type(module).__name__,
+            )
             self._waits.on = False
             return self._answer(module, part)
         finally:

@@ -7,6 +7,7 @@ taken in is computed in float32 and rounded once, where torch rounds after every
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
@@ -56,9 +57,9 @@ class Waiting(Tensor):
             self._made = self.compute()
         return self._made
 
+    @abstractmethod
     def compute(self) -> Tensor:
         """The numbers."""
-        raise NotImplementedError
 
     def times(self, other: Tensor) -> Tensor | None:
         """This times another; None where kernels do not take it in. So do the next three."""

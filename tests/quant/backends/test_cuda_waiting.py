@@ -210,7 +210,7 @@ class Overwriting(nn.Module):
         return out
 
 
-def test_what_a_model_overwrites_does_not_wait(tmp_path: Path) -> None:
+def test_what_a_model_overwrites_does_not_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = Overwriting().eval().requires_grad_(False)
     call = quant.Call({"sample": numbers(2, 5, WIDTH)}, quant.StepClock(*(torch.zeros(2).long() for _ in range(3))))
     recipe = parse('name = "x"\n[[rules]]\nmatch = ["last"]\nkeep = "float"\nbecause = "last"\n', "here")
@@ -219,6 +219,8 @@ def test_what_a_model_overwrites_does_not_wait(tmp_path: Path) -> None:
     waits: list[bool] = [fast._waits.on]
     assert float(quant.relative_errors(fast.run(call), exact.run(call)).max()) < 0.01
     assert [*waits, fast._waits.on] == [True, False]
+    assert float(quant.relative_errors(fast.run(call), exact.run(call)).max()) < 0.01
+    assert caplog.text.count("Overwriting writes over what it has normalized") == 1, "it is told, and once"
     h = numbers(2, 5, WIDTH).to(DEVICE)
     _, waiting = normed(h)
     h += 1
