@@ -24,13 +24,14 @@ from bench.video_films import Judged, alone
 from bench.video_rows import Row, rows
 from pipelines import calibrate
 from pipelines.load import quiet
-from pipelines.order import QuantizationOrder, quantize_folder
+from pipelines.order import QuantizationOrder, is_made_by, quantize_folder
 from pipelines.quantized import load_profile
-from quant import MANIFEST, read_manifest, reconstruction_key
-from zoo.build import ZOO, Means, Model, card_of, model_defaults, open_folder
+from quant import read_manifest, reconstruction_key
+from zoo.build import CALIBRATION_PROMPTS, LEARNING_PROMPTS, ZOO, Means, Model, card_of, model_defaults, open_folder
 from zoo.worlds import world_of
 
 WORK: Final = Path("build/video")
+SHIPPED: Final = ZOO / "artifacts"
 MODEL: Final = "shapes-video"
 BESIDE: Final = Size(
     subjects=(MODEL, "video-5x16"),
@@ -58,8 +59,8 @@ class Video:
 
     folder: Path = ZOO / "models" / MODEL
     prompts: int = 200
-    calibration_prompts: int = 128
-    observed: int = 32
+    calibration_prompts: int = LEARNING_PROMPTS
+    observed: int = CALIBRATION_PROMPTS
     iterations: int | None = None
     beside: Size = BESIDE
     work: Path = WORK
@@ -92,9 +93,7 @@ def run(size: Video | None = None) -> None:
 
 
 def _work(kept: Kept, size: Video, model: Model, row: Row, progress: calibrate.Progress) -> None:
-    artifact = size.work / "artifacts" / row.name
-    if not (artifact / MANIFEST).is_file():
-        _build(row, size, artifact, progress)
+    artifact = _artifact(row, size, progress)
     components, defaults = model.components, model_defaults(size.folder)
     judged = Judged(world_of(defaults).asked(size.prompts))
     cache = size.work / "cache"
@@ -110,12 +109,23 @@ def _work(kept: Kept, size: Video, model: Model, row: Row, progress: calibrate.P
     kept.write(row.name, {**measured, **judged.told(card.name), **told})
 
 
-def _build(row: Row, size: Video, artifact: Path, progress: calibrate.Progress) -> None:
+def _artifact(row: Row, size: Video, progress: calibrate.Progress) -> Path:
+    """The row's artifact: the shipped one if the row would make it again, else one that is made unless it is there."""
+    order = _order(row, size)
+    shipped = SHIPPED / size.folder.name / row.name
+    if is_made_by(shipped, order):
+        return shipped
+    if not is_made_by(order.out, order):
+        quantize_folder(order, progress)
+    return order.out
+
+
+def _order(row: Row, size: Video) -> QuantizationOrder:
     defaults = model_defaults(size.folder)
     count = size.calibration_prompts if row.recipe.learns else size.observed
-    order = QuantizationOrder(
+    return QuantizationOrder(
         size.folder,
-        artifact,
+        size.work / "artifacts" / row.name,
         row.recipe,
         world_of(defaults).captions(count, 1),
         defaults,
@@ -124,7 +134,6 @@ def _build(row: Row, size: Video, artifact: Path, progress: calibrate.Progress) 
         scratch=size.work / "stages" / _stages(row),
         plans=size.work / "plans",
     )
-    quantize_folder(order, progress)
 
 
 def _stages(row: Row) -> str:

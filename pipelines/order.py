@@ -117,6 +117,21 @@ def quantize_folder(order: QuantizationOrder, progress: Progress = silent) -> Pa
     return order.out / quant.MANIFEST
 
 
+def is_made_by(artifact: Path, order: QuantizationOrder) -> bool:
+    """Whether there is an artifact at a folder that was made by an order like this: recipe, model, number of subjects
+    and settings. Which subjects they were, artifacts do not tell.
+    """
+    if not (artifact / quant.MANIFEST).is_file():
+        return False
+    manifest = quant.read_manifest(artifact)
+    part = load_components(order.folder).denoiser_part
+    return (
+        manifest.recipe == order.recipe.model_dump(mode="json")
+        and manifest.model_sha256 == denoiser_sha256(order.folder, part)
+        and manifest.calibration == _calibration(order)
+    )
+
+
 def _calibration(order: QuantizationOrder) -> dict[str, Any]:
     """What a manifest says of it."""
     told = {"prompts": len(order.subjects), "observed": len(order.few), "seed": order.seed}

@@ -17,6 +17,7 @@ from bench.cpu_cells import Size
 from bench.subjects import BadSubject, BuiltIn, both_branches, subject
 from bench.video_films import Judged
 from bench.video_rows import BASES, METHODS, rows
+from pipelines import calibrate
 from pipelines.tiny_videos import save_tiny_video
 from quant.check import check_recipe
 from zoo.accuracy import as_bytes
@@ -89,8 +90,27 @@ def test_a_row_goes_from_a_folder_to_the_page(folder: Path, tmp_path: Path, monk
     page = (tmp_path / "results" / "video.md").read_text(encoding="utf-8")
     assert "| trdq + cfg |" in page and "2 of 9 rows" in page
     assert (tmp_path / "results" / "video.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr(video, "_build", None)  # nothing is made twice
+    monkeypatch.setattr(video, "quantize_folder", None)  # nothing is made twice
     video.run(size)
+
+
+def test_a_shipped_artifact_is_taken_where_the_row_would_make_it_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in rows() if row.name == "rtn-w8a8")
+    monkeypatch.setattr(video, "SHIPPED", tmp_path / "shipped")
+    size = video.Video(folder, 2, 3, 2, work=tmp_path / "work")
+    made = video._artifact(row, size, calibrate.silent)
+    assert made == tmp_path / "work" / "artifacts" / "rtn-w8a8"
+    shipped = tmp_path / "shipped" / folder.name / row.name
+    shipped.parent.mkdir(parents=True)
+    made.rename(shipped)
+    other = replace(size, observed=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(video, "quantize_folder", lambda order, progress: None)
+        assert video._artifact(row, other, calibrate.silent) != shipped  # calibrated on others
+    monkeypatch.setattr(video, "quantize_folder", lambda order, progress: pytest.fail("was made again"))
+    assert video._artifact(row, size, calibrate.silent) == shipped
 
 
 def test_a_built_in_model_is_a_subject_whose_calls_have_both_branches(folder: Path) -> None:
