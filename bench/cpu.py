@@ -3,7 +3,7 @@
 Each rival is a process of its own, and gets the same calls. Rounds go through all rivals in turn, so that what
 disturbs the machine disturbs all; medians are told. Where there are more rivals than fit into memory together, they run
 in heats, each with ours in it, and are compared with ours of their own heat. Heats are kept under build/bench/: a
-stopped run goes on with the next.
+stopped run goes on with the next. A run of some subjects leaves results of others as they are (`bench.parts`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from bench import cpu_report
 from bench.cpu_cells import (
     ANCHOR,
+    FULL,
     Size,
     cell_name,
     counted_macs,
@@ -26,6 +27,7 @@ from bench.cpu_cells import (
 )
 from bench.cpu_heats import heats_of, run_heat
 from bench.machine import describe
+from bench.parts import with_earlier
 from bench.rivals import rival
 from bench.subjects import subject
 from bench.table import Found, Kept
@@ -39,8 +41,9 @@ def run(size: Size) -> None:
     kept = Kept(size.root)
     peaks = peaks_of(size, kept)
     found = [measured(name, size, kept, peaks["int8"]) for name in size.subjects]
-    facts = {"machine": describe(), "packages": packages(), "threads": size.cores, "peaks": peaks}
-    cpu_report.write("cpu", {**facts, "rounds": size.rounds, "warm": size.warm}, found)
+    facts: Found = {"machine": describe(), "packages": packages(), "threads": size.cores, "peaks": peaks}
+    facts |= {"rounds": size.rounds, "warm": size.warm}
+    cpu_report.write("cpu", facts, with_earlier("cpu", facts, found, FULL.subjects))
 
 
 def measured(name: str, size: Size, kept: Kept, int8_peak: float) -> Found:

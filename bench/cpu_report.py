@@ -13,7 +13,7 @@ from bench.table import Found
 HEAD = """# Ours and rivals on CPUs: a layer, a call of a denoiser, a whole picture
 
 Made by `python -m bench cpu`. Each rival in a process of its own with {threads} threads, in interleaved rounds:
-{rounds} timed calls after {warm} that are not; medians. {processor}, {date}. Load average before and after each heat:
+{rounds} timed calls after {warm} that are not; medians. {processor}; {dates}. Load average before and after each heat:
 {load}. Versions: {versions}.
 
 Models have public sizes and random weights (`bench/public.py`), text encoder and autoencoder are small: errors rank
@@ -40,7 +40,8 @@ def markdown(facts: Found, found: Sequence[Found]) -> str:
     """The whole page."""
     machine = facts["machine"]
     loads = [" to ".join(f"{part[0]:.2f}" for part in pair) for one in found for pair in one["load"]]
-    told = {"processor": machine["processor"], "date": machine["date"], "load": "; ".join(loads) or "-"}
+    dates = ", ".join(sorted({one["date"] for one in found}))
+    told = {"processor": machine["processor"], "dates": dates, "load": "; ".join(loads) or "-"}
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     parts = [HEAD.format(**told, versions=versions, **{key: facts[key] for key in ("threads", "rounds", "warm")})]
     parts += ["## Measured peaks", "", *[_peak(form, rate) for form, rate in facts["peaks"].items()]]

@@ -15,6 +15,7 @@ from bench import charts, numbers
 from bench.cpu_cells import ANCHOR, Size, built, cell_name, packages, resolved
 from bench.machine import describe
 from bench.numbers import keep
+from bench.parts import with_earlier
 from bench.rivals import rival
 from bench.rivals.ours import Ours
 from bench.rivals.process import Process, RivalFailed
@@ -28,7 +29,7 @@ AIMS: Final = {"float32": 0.5, "nncf": 0.85, "w8": 0.27, "w4": 0.16, "load": 5.0
 
 HEAD = """# Memory, disk and loading: ours and rivals
 
-Made by `python -m bench memory` on {processor}, {date}, {threads} threads. Versions: {versions}. Each row is a fresh
+Made by `python -m bench memory` on {processor}, {dates}, {threads} threads. Versions: {versions}. Each row is a fresh
 process that loads a model of public size with random weights and draws one picture of 25 steps; text encoder and
 autoencoder are small. "Before": resident after imports, text encoder and autoencoder. "Load": from opening to ready,
 code compiled before read from the cache: opening, plus the first call less a later one. "Read": what the process had
@@ -52,6 +53,7 @@ def run(size: Size) -> None:
     kept = Kept(size.root)
     found = [measured(name, size, kept) for name in size.subjects]
     facts: Found = {"machine": describe(), "packages": packages(), "threads": size.cores}
+    found = with_earlier("memory", facts, found, FULL.subjects)
     keep("memory", {**facts, "subjects": found}, markdown(facts, found))
     sets = [
         (one["subject"], {name_of(row): row["peak"] / 1e6 for row in one["rows"] if "failed" not in row})
@@ -116,7 +118,8 @@ def name_of(row: Found) -> str:
 def markdown(facts: Found, found: Sequence[Found]) -> str:
     """The whole page."""
     machine, versions = facts["machine"], ", ".join(f"{name} {one}" for name, one in facts["packages"].items())
-    told = {"processor": machine["processor"], "date": machine["date"], "threads": facts["threads"]}
+    dates = ", ".join(sorted({one["date"] for one in found}))
+    told = {"processor": machine["processor"], "dates": dates, "threads": facts["threads"]}
     parts = [HEAD.format(**told, versions=versions)]
     for one in found:
         titles = ["rival", *(title for title, _ in ROWS.values()), "peak, of float32's", "disk, of float32's"]

@@ -118,6 +118,7 @@ def test_the_page_judges_by_the_better_of_the_rivals_variants() -> None:
     products = {"products": 9, "large_products": 5, "large_share": 0.7, "large_median": 0.6, "large_worst": 0.5}
     one = {
         "subject": "sd15@32",
+        "date": "d",
         "macs": 10**11,
         "load": [[[0.0, 0, 0], [1.0, 1, 1]]],
         "rows": rows,
