@@ -42,7 +42,8 @@ class QuantizedLayer(DtypeBearer, ABC):
     Buffers (all saved, all static; without values they are made empty, to be filled from an artifact):
         integers: int8, shape of the float weight [out, ...].
         scales: [out] float32, distance between neighbouring weights of an output channel.
-        input_scale: [] float32, distance between neighbouring inputs; [slots * BRANCHES] where it depends on time.
+        input_scale: [] float32, distance between neighbouring inputs; [slots * BRANCHES] where it depends on time, of
+            one slot, [BRANCHES], where on the branch alone.
         input_zero_point: [] int32, the unsigned integer that stands for an input of zero, at any time.
         bias: [out] float32, or absent.
         zero_points: [out] int8, the integers that stand for a weight of zero; absent where that is 0.
@@ -122,7 +123,7 @@ class QuantizedLayer(DtypeBearer, ABC):
             return self.operate(x, self.weight, self.bias)
         if not self.follows_time:
             return self.operate(self._rounded(x, scale, zero_point), self.weight, self.bias)
-        now = scale[self.holder.now.key]
+        now = scale[self.holder.now.branch if len(scale) == BRANCHES else self.holder.now.key]
         rounded = self._rounded(x * along_first(1.0 / now, x), scale.new_ones(()), zero_point)
         output = self.operate(rounded, self.weight, None)
         return self._with_bias(output * along_first(now, output))

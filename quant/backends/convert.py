@@ -23,6 +23,9 @@ from quant.backends.runtime import TorchScriptPythonDecoder, openvino
 from quant.errors import BackendError
 from quant.report import LayerForm, counted
 
+CONTEXT = "context."
+"""Names of inputs that are no tensors of a call begin so (`context.py`)."""
+
 _TRACING = threading.Lock()
 """Tracing patches torch globally: one thread at a time."""
 
@@ -103,7 +106,14 @@ def convert(module: nn.Module, call: Call) -> Any:
 def input_names(model: Any, call: Call) -> list[str]:
     """Which of a call's tensors a converted or compiled graph takes, in its order; compiling may add other names."""
     known = call.tensors().keys()
-    return [next(name for name in port.get_names() if name in known) for port in model.inputs]
+    return [
+        next(name for name in port.get_names() if name in known or name.startswith(CONTEXT)) for port in model.inputs
+    ]
+
+
+def is_context(port: Any) -> bool:
+    """Whether an input is no tensor of a call, but what another graph makes of some."""
+    return any(name.startswith(CONTEXT) for name in port.get_names())
 
 
 def shapes(model: Any, call: Call, rows: int) -> dict[Any, list[int]]:

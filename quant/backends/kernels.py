@@ -10,7 +10,7 @@ _PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
 
 def multiply_adds(model: Any) -> int:
     """Multiply-adds of all convolutions, matrix products and attentions of an `openvino.Model` of static shapes."""
-    return sum(_of_operation(operation) for operation in model.get_ops())
+    return sum(of_operation(operation) for operation in model.get_ops())
 
 
 def int8_multiply_adds(compiled: Any) -> int:
@@ -28,7 +28,8 @@ _ASKED = ("layerType", "primitiveType")
 _COUNTED = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 
 
-def _of_operation(operation: Any) -> int:
+def of_operation(operation: Any) -> int:
+    """Multiply-adds of one operation of static shapes; 0 of any that is none of these."""
     kind = operation.get_type_name()
     if kind not in _COUNTED:
         return 0

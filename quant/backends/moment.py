@@ -1,6 +1,6 @@
 """The moment of a call as tensors beside the model's own arguments: how time gets into traced and compiled code.
 
-Must not know how slots are found or tables are stored.
+Must not know how slots are found or features are stored.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.backends.call import Call, Executable, nested
-from quant.clock import Moment, MomentHolder
-from quant.layers import QuantizedLayer
+from quant.clock import BRANCHES, Moment, MomentHolder
+from quant.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, quantized_layers
 from quant.nesting import first_tensor
 from quant.temporal.features import FeatureSource
 
@@ -91,6 +91,18 @@ def run_timed(module: nn.Module, tensors: Mapping[str, Tensor], constants: Mappi
     finally:
         if holder is not None:
             holder.now = None
+
+
+def forget_steps(module: nn.Module) -> None:
+    """Keeps one slot's scales of layers where all slots have the same, as of inputs that are made of text alone: what
+    they answer is then plainly the same at all steps.
+    """
+    for _, layer in quantized_layers(module):
+        # temporal layers, which inherit, have tables of another shape
+        if type(layer) in (QuantizedLinear, QuantizedConv2d) and layer.input_scale is not None and layer.follows_time:
+            first, *others = layer.input_scale.reshape(-1, BRANCHES)
+            if all(torch.equal(first, other) for other in others):
+                layer.input_scale = first.clone()
 
 
 def holder_of(module: nn.Module) -> MomentHolder | None:

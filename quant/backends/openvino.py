@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends import compiled, convert, disk, kernels, rotary, runtime
+from quant.backends import compiled, context, convert, disk, kernels, rotary, runtime
 from quant.backends.call import Call, run_in_parts
+from quant.backends.context import Context
+from quant.backends.moment import forget_steps
 from quant.backends.room import Grow, without_bound
 from quant.errors import BackendError
 from quant.guidance.share import NO_SHARING, Patterns, sharing
@@ -43,24 +45,35 @@ _log = logging.getLogger(__name__)
 _Key = tuple[str, int]
 """A call's signature, and rows."""
 
+_Parts = list[tuple[Any, Any]]
+"""Compiled graphs, each with what is mapped for it: what follows the steps, and, where there is such, what does not."""
+
+GRAPHS = 2
+"""Counts the ways in which graphs were written so far: those of other code are not taken for ours."""
+
 
 class _Compiled:
-    """One compiled graph with its one request; calls take turns."""
+    """One compiled graph with its one request, and the one that its text goes through; calls take turns."""
 
-    def __init__(self, model: Any, call: Call, rows: int, mapped: Any = None) -> None:
-        self.model = model
-        self.rows = rows
-        self._mapped = mapped  # lives as long as the graph that may look into it
-        self._names = convert.input_names(model, call)
-        self._request = model.create_infer_request()
+    def __init__(self, parts: _Parts, call: Call, rows: int) -> None:
+        self.model, self.rows = parts[0][0], rows
+        self._parts = parts  # what is mapped lives as long as the graphs that may look into it
+        self.context = Context(parts[1][0], call) if len(parts) > 1 else None
+        self._names = convert.input_names(self.model, call)
+        self._request = self.model.create_infer_request()
         self._turn = threading.Lock()
 
     def run(self, call: Call) -> Tensor:
         tensors = call.padded(self.rows).tensors()
-        arrays = [tensors[name].detach().contiguous().numpy() for name in self._names]
         with self._turn:
-            result = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+            told = self.context.of(tensors) if self.context else {}
+            inputs = [told[name] if name in told else _array(tensors[name]) for name in self._names]
+            result = self._request.infer(inputs, share_inputs=True, share_outputs=True)
             return call.unpadded(torch.from_numpy(result[0])).clone()
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
 
 
 class OpenVinoExecutable:
@@ -80,7 +93,7 @@ class OpenVinoExecutable:
         grow: Grow = without_bound,
     ) -> None:
         convert.refuse(manifest.forms)
-        identity = f"{sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
+        identity = f"{GRAPHS} {sorted(manifest.files.items())} {manifest.recipe} {runtime.version()}"
         self._module, self._patterns = module, patterns
         self._bytes = manifest.memory_bytes
         self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
@@ -114,7 +127,8 @@ class OpenVinoExecutable:
         compiled = self._compiled(call)
         model = self._read(call)
         model.reshape(convert.shapes(model, call, compiled.rows))
-        return kernels.int8_multiply_adds(compiled.model) / kernels.multiply_adds(model)
+        parts = [compiled.model, compiled.context.model] if compiled.context else [compiled.model]
+        return sum(map(kernels.int8_multiply_adds, parts)) / kernels.multiply_adds(model)
 
     def close(self) -> None:
         """Lets go of all compiled graphs; the executable cannot run again."""
@@ -175,48 +189,57 @@ class OpenVinoExecutable:
 
     @runtime.tight_memory()
     def _compile(self, call: Call, rows: int) -> _Compiled:
-        found = self._compiled_before(call, rows)
-        if found is None:
-            fresh, code = self._compile_anew(call, rows)
-            if not self._kept(fresh, code):
-                return _Compiled(fresh, call, rows)
-            del fresh  # with the graph's own weights, which what is read back has not
-            found = self._compiled_before(call, rows)
-        if found is None:  # the folder cannot be mapped, or another process removed it at once, to keep the bound
-            found = self._compile_anew(call, rows)[0], None
+        parts = self._compiled_before(call, rows)
+        if parts is None:
+            fresh = self._compile_anew(call, rows)
+            if not self._kept(fresh):
+                return _Compiled([(one, None) for one, _ in fresh], call, rows)
+            del fresh  # with the graphs' own weights, which what is read back has not
+            parts = self._compiled_before(call, rows)
+        if parts is None:  # the folder cannot be mapped, or another process removed it at once, to keep the bound
+            parts = [(one, None) for one, _ in self._compile_anew(call, rows)]
         runtime.give_back_memory()
-        return _Compiled(found[0], call, rows, found[1])
+        return _Compiled(parts, call, rows)
 
-    def _compiled_before(self, call: Call, rows: int) -> tuple[Any, Any] | None:
+    def _compiled_before(self, call: Call, rows: int) -> _Parts | None:
         for halves in (True, False) if self._float_in == "bfloat16" else (False,):
             found = compiled.read(self._code(call, rows, halves), self._asked(halves))
-            if found is not None:
-                return found
+            if found is not None and not any(map(convert.is_context, found[0].inputs)):
+                return [found]
+            text = found and compiled.read(self._code(call, rows, halves, "-text"), self._asked(halves))
+            if found is not None and text is not None:
+                return [found, text]
         return None
 
-    def _kept(self, fresh: Any, code: Path) -> bool:
+    def _kept(self, fresh: Sequence[tuple[Any, Path]]) -> bool:
         """Keeps compiled code on the disk, within its bound; whether there was room for it."""
-        kept = compiled.write(fresh, code)
+        kept = all(compiled.write(one, code) for one, code in reversed(fresh))
         disk.keep_within(self._cache, self._cache_bytes)
         return kept
 
-    def _compile_anew(self, call: Call, rows: int) -> tuple[Any, Path]:
-        """A compiled graph, and where it is to be kept."""
+    def _compile_anew(self, call: Call, rows: int) -> list[tuple[Any, Path]]:
+        """Compiled graphs, what follows the steps first, and where each is to be kept."""
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
         halves = self._takes_bfloat16(model)
+        rest, text = context.cut(model, call, halves=halves)
+        del model
+        parts = [("", rest)] + ([("-text", text)] if text is not None else [])
         try:
-            fresh = runtime.core().compile_model(model, "CPU", self._asked(halves))
+            fresh = [
+                (runtime.core().compile_model(one, "CPU", self._asked(halves)), self._code(call, rows, halves, name))
+                for name, one in parts
+            ]
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the graph for {rows} rows: {error}") from error
         _log.info("compiled %s for %d rows", call.signature(), rows)
-        return fresh, self._code(call, rows, halves)
+        return fresh
 
     def _asked(self, halves: bool) -> dict[str, Any]:
         return self._properties | (runtime.IN_BFLOAT16 if halves else {})
 
-    def _code(self, call: Call, rows: int, halves: bool) -> Path:
-        name = f"{call.signature()}{self._patterns.key(call)}-{rows}{'-bf16' if halves else ''}.blob"
+    def _code(self, call: Call, rows: int, halves: bool, part: str = "") -> Path:
+        name = f"{call.signature()}{self._patterns.key(call)}-{rows}{'-bf16' if halves else ''}{part}.blob"
         return self._folder / "compiled" / name
 
     def _takes_bfloat16(self, model: Any) -> bool:
@@ -248,6 +271,7 @@ class OpenVinoExecutable:
             if not (path.is_file() and path.with_suffix(".bin").is_file()):
                 with MAKING:
                     module = self._module()
+                    forget_steps(module)
                     with sharing(module, call, self._patterns):
                         graph = convert.convert(module, call)
                     rotary.rewrite(graph)

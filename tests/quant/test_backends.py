@@ -290,7 +290,7 @@ class Masked(nn.Module):
 
 def test_masks_of_truth_values_are_taken_over(call: Make) -> None:
     model = convert.convert(Masked(), call(3))
-    compiled = _Compiled(runtime.core().compile_model(model, "CPU"), call(3), 3)
+    compiled = _Compiled([(runtime.core().compile_model(model, "CPU"), None)], call(3), 3)
     expected = quant.call_module(Masked(), call(3))
     assert 0 < expected.count_nonzero() < expected.numel()
     assert torch.equal(compiled.run(call(3)), expected)
