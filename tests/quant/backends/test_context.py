@@ -69,6 +69,7 @@ def test_keys_and_values_of_text_leave_the_graph(rows: int) -> None:
     module, call = tiny_denoiser("wan", rows=rows)
     whole = kernels.multiply_adds(graph(module, call))
     rest, text = context.cut(graph(module, call), call, halves=False)
+    assert text is not None
     assert kernels.multiply_adds(rest) + kernels.multiply_adds(text) == whole
     tokens = call.rows["encoder_hidden_states"].shape[1]
     projected = [layer for path, layer in module.named_modules() if path.endswith(("attn2.to_k", "attn2.to_v"))]
