@@ -21,8 +21,8 @@ from quant.backends.runtime import openvino
 WORTH: Final = 0.01
 """Share of a graph's multiply-adds from which on they are cut out."""
 
-MOST, MOST_BYTES = 4, 64 << 20
-"""Texts whose answers are kept, and their bytes; of the last text they always are."""
+LEAST, MOST, MOST_BYTES = 2, 4, 256 << 20
+"""Texts whose answers are kept at least, as branches of a request may come in calls of their own; at most, and bytes."""
 
 _STILL: Final = ("text", "pooled", "constant")
 """Roles of arguments that a request has one value of."""
@@ -138,7 +138,7 @@ class Context:
                 return answers
         answers = self._computed(asked)
         self._kept.append(([one.clone() for one in asked], answers))
-        while len(self._kept) > MOST or (len(self._kept) > 1 and self.kept_bytes > MOST_BYTES):
+        while len(self._kept) > MOST or (len(self._kept) > LEAST and self.kept_bytes > MOST_BYTES):
             self._kept.pop(0)
         return answers
 

@@ -127,13 +127,13 @@ def test_a_text_is_computed_once_and_a_few_are_kept(monkeypatch: pytest.MonkeyPa
     assert counted.count == context.MOST + 2
 
 
-def test_texts_are_kept_within_bytes_and_the_last_one_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_kept_within_bytes_and_the_last_two_always(monkeypatch: pytest.MonkeyPatch) -> None:
     module, call = tiny_denoiser("wan", rows=2)
     parted = compiled(module, call, cut=True)
     assert parted.context is not None
     parted.run(call)
     one = parted.context.kept_bytes
-    for bound, kept in ((2 * one, 2), (2 * one - 1, 1), (0, 1)):
+    for bound, kept in ((3 * one, 3), (3 * one - 1, 2), (0, 2)):
         monkeypatch.setattr(context, "MOST_BYTES", bound)
         for seed in range(4):
             parted.run(text_of(call, seed))
