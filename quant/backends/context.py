@@ -22,7 +22,7 @@ WORTH: Final = 0.01
 """Share of a graph's multiply-adds from which on they are cut out."""
 
 LEAST, MOST, MOST_BYTES = 2, 4, 256 << 20
-"""Texts whose answers are kept at least, as branches of a request may come in calls of their own; at most, and bytes."""
+"""Texts whose answers are kept: at least, as branches of a request may come in calls of their own; at most; bytes."""
 
 _STILL: Final = ("text", "pooled", "constant")
 """Roles of arguments that a request has one value of."""
