@@ -52,7 +52,7 @@ ROTATED = ("trdq-w8a8", "trdq-w8a8-cfg", "trdq-w4a8", "trdq-w4a8-cfg", "tfmq-w8a
 RECIPES = {
     "shapes-unet": ("w8a8", "tfmq-w8a8", "tfmq-w4a8", "tfmq-w4a32", "tfmq-w4a8-tib", "tfmq-w4a8-cache", *ROTATED),
     "shapes-dit": ROTATED,
-    "shapes-video": ("tfmq-w8a8", "trdq-w8a8"),
+    "shapes-video": ("tfmq-w8a8", "trdq-w8a8", "trdq-w4a8-cfg"),
 }
 SHIPPED = {model: names for model, names in RECIPES.items() if (ZOO / "models" / model).is_dir()}
 """Recipes whose artifacts come with the product, by model; those of models that are there."""
