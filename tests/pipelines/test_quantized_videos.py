@@ -122,9 +122,13 @@ def test_a_video_model_is_quantized_and_draws(
         assert sum(call.rows for call in seams.calls) < 2 * STEPS
 
 
-def test_both_backends_agree_on_rows_of_mixed_steps_and_branches(family: Callable[[str], Family], made: Made) -> None:
+@pytest.mark.parametrize(("float_in", "most"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_both_backends_agree_on_rows_of_mixed_steps_and_branches(
+    family: Callable[[str], Family], made: Made, float_in: str, most: float
+) -> None:
     components, truth = family("wan")
-    artifact = made("wan", quant.load_recipe("tfmq-w8a8"))
+    recipe = quant.load_recipe("tfmq-w8a8").model_copy(update={"name": float_in, "float_in": float_in})
+    artifact = made("wan", recipe)
     slow, fast = (opened(artifact, components, backend) for backend in ("reference", "openvino"))
     _, seams = draw(components, truth)
     assert [int(call.branch[0]) for call in seams.calls] == [COND, UNCOND] * STEPS
@@ -132,7 +136,7 @@ def test_both_backends_agree_on_rows_of_mixed_steps_and_branches(family: Callabl
     together = run_together(fast, mixed)
     for call, own in zip(mixed, together, strict=True):
         assert torch.equal(fast.run(call), own)
-        assert quant.relative_error(own, slow.run(call)) < 1e-3
+        assert quant.relative_error(own, slow.run(call)) < most
         assert 1e-5 < quant.relative_error(own, truth.run(call)) < 0.02
     first = seams.calls[0]
     other = replace(first, branch=torch.full((1,), UNCOND), step=torch.full((1,), 3))

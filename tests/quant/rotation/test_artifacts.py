@@ -128,9 +128,12 @@ def test_openvino_computes_a_shared_transform_once(tmp_path: Path) -> None:
     assert len(leaders) < len(made.manifest.transforms)
     with made.opened("openvino") as executable:
         assert isinstance(executable, engine.OpenVinoExecutable)
-        graph = executable._compiled(made.call).model.get_runtime_model()
+        compiled = executable._compiled(made.call)
+        assert compiled.context is not None  # keys and values of the text are computed apart
+        graphs = [one.get_runtime_model() for one in (compiled.model, compiled.context.model)]
     shapes = [
         [int(length) for length in node.input(1).get_shape()]
+        for graph in graphs
         for node in graph.get_ops()
         if str(node.get_rt_info()["layerType"].astype(str)) in ("FullyConnected", "MatMul")
     ]
