@@ -122,6 +122,6 @@ def _nearest(name: str) -> quant.Recipe:
     return recipe.model_copy(update={"name": f"{name}-nearest", "rounding": Rounding()})
 
 
-TFMQ_W8A8 = Ours("tfmq-w8a8", lambda: quant.load_recipe("tfmq-w8a8"), "the built-in recipe; the rest in float32")
+TFMQ_W8A8 = Ours("tfmq-w8a8", lambda: quant.load_recipe("tfmq-w8a8"), "the built-in recipe; the rest in bfloat16")
 TRDQ_W8A8 = Ours("trdq-w8a8", lambda: quant.load_recipe("trdq-w8a8"), "the built-in recipe; the rest in float32")
 TFMQ_W4A8 = Ours("tfmq-w4a8", lambda: _nearest("tfmq-w4a8"), "the built-in recipe, weights rounded to nearest")
