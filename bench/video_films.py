@@ -21,6 +21,7 @@ from pipelines.drawing import draw_batch
 from pipelines.load import Components
 from quant.guidance.plan import GuidancePlan
 from quant.precision import PreciseSteps
+from quant.recipe_parts import FloatIn
 from zoo.accuracy import as_bytes
 from zoo.film_accuracy import motion_right, object_right
 from zoo.shapes.flicker import flicker, still_parts
@@ -106,6 +107,11 @@ class Clocked:
     def precision(self) -> PreciseSteps | None:
         """The denoiser's."""
         return self._denoiser.precision
+
+    @property
+    def decode_in(self) -> FloatIn:
+        """The denoiser's."""
+        return self._denoiser.decode_in
 
 
 def alone(components: Components, denoisers: Mapping[str, Denoiser], prompt: str, defaults: Defaults) -> Found:

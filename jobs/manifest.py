@@ -25,6 +25,7 @@ class Manifest(BaseModel):
     profile: ProfileName
     backend: Literal["openvino", "reference", "torch"]
     float_in: Literal["float32", "bfloat16"] = "float32"
+    decode_in: Literal["float32", "bfloat16"] = "float32"
     recipe: dict[str, Any]
     weight_bits: int = Field(ge=1, le=32)
     activation_bits: int = Field(ge=1, le=32)

@@ -13,6 +13,7 @@ from pipelines.denoiser import Denoiser, DenoiserCall, TorchDenoiser
 from pipelines.drawing import draw_batch
 from pipelines.families import Subject
 from pipelines.load import Components
+from quant.recipe_parts import FloatIn
 
 KEPT_BYTES = 2**30
 """Of answers that are remembered; what comes when there are so many is computed every time."""
@@ -30,6 +31,7 @@ class Remembered:
     fallbacks = 0
     guidance = None
     precision = None
+    decode_in: FloatIn = "float32"
 
     def __init__(self, denoiser: TorchDenoiser) -> None:
         self.denoiser = denoiser

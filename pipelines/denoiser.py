@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quant.guidance.plan import GuidancePlan
 from quant.guidance.share import shared_call
 from quant.precision import PreciseSteps
+from quant.recipe_parts import FloatIn
 
 UNCOND, COND, UNKNOWN = 0, 1, 2
 """Values of `DenoiserCall.branch`: which half of classifier-free guidance a row belongs to."""
@@ -93,6 +94,10 @@ class Denoiser(Protocol):
     def precision(self) -> PreciseSteps | None:
         """Which steps run by more exact weights; None where all run by the same."""
 
+    @property
+    def decode_in(self) -> FloatIn:
+        """What its pictures are decoded in on a CPU that has units for it."""
+
     def run(self, call: DenoiserCall) -> Tensor:
         """The denoiser's output [B, ...] for the call's rows, on the call's device, in memory of its own."""
 
@@ -145,9 +150,12 @@ class TorchDenoiser:
     fallbacks = 0
     precision = None
 
-    def __init__(self, name: str, module: nn.Module, guidance: GuidancePlan | None = None) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, guidance: GuidancePlan | None = None, decode_in: FloatIn = "float32"
+    ) -> None:
         self.name = name
         self.guidance = guidance
+        self.decode_in = decode_in
         self.module = channels_last(module.eval().requires_grad_(False))
         self.weights_bytes = module_bytes(module)
 

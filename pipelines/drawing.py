@@ -54,7 +54,8 @@ def draw_batch(
         frames=defaults.num_frames,
         fps=defaults.fps,
     )
-    return draw_watched(Session(components, order, DirectSeams(denoiser), denoiser.guidance), seeds)
+    session = Session(components, order, DirectSeams(denoiser), denoiser.guidance, denoiser.decode_in)
+    return draw_watched(session, seeds)
 
 
 def draw_watched(session: Session, seeds: Sequence[int]) -> Drawn:

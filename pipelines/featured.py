@@ -17,6 +17,7 @@ from pipelines.denoiser import COND, DenoiserCall, module_bytes
 from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_denoiser
 from pipelines.quantized import open_reference
+from quant.recipe_parts import FloatIn
 
 
 class StepKeeper:
@@ -45,6 +46,7 @@ class Featured:
     fallbacks = 0
     guidance = None
     precision = None
+    decode_in: FloatIn = "float32"
 
     def __init__(
         self, name: str, module: nn.Module, names: Sequence[str] = (), source: quant.FeatureSource | None = None

@@ -126,7 +126,7 @@ def is_made_by(artifact: Path, order: QuantizationOrder) -> bool:
     manifest = quant.read_manifest(artifact)
     part = load_components(order.folder).denoiser_part
     return (
-        manifest.recipe == order.recipe.model_dump(mode="json")
+        quant.Recipe.model_validate(manifest.recipe) == order.recipe
         and manifest.model_sha256 == denoiser_sha256(order.folder, part)
         and manifest.calibration == _calibration(order)
     )

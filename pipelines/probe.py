@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.denoiser import Denoiser, DenoiserCall
+from quant.recipe_parts import FloatIn
 
 BROKEN = 1e3
 """What NaN and infinity count as: worse than any number, and a number."""
@@ -55,6 +56,7 @@ class Probed:
     backend = "torch"
     guidance = None
     precision = None
+    decode_in: FloatIn = "float32"
 
     def __init__(self, truth: Denoiser, others: Mapping[str, Denoiser], pictures: int) -> None:
         self._truth = truth

@@ -19,6 +19,7 @@ from pipelines.library_call import library_calls, plain
 from pipelines.load import Components, load_denoiser
 from quant.guidance.plan import GuidancePlan
 from quant.making import MAKING
+from quant.recipe_parts import FloatIn
 
 
 class Means(Protocol):
@@ -48,11 +49,13 @@ class QuantizedDenoiser:
         executable: quant.Executable,
         guidance: GuidancePlan | None = None,
         precision: quant.PreciseSteps | None = None,
+        decode_in: FloatIn = "float32",
     ) -> None:
         self.name = name
         self.backend = backend
         self.guidance = guidance
         self.precision = precision
+        self.decode_in = decode_in
         self.executable = executable
         self._kind = kind
 
@@ -103,7 +106,7 @@ def load_profile(
         return load_quantized(card, components, means, backend=found, grow=grow)
     with _told(card):
         _, manifest = _verified(card, components, _hashes(means))
-    return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance)
+    return TorchDenoiser(card.name, load_denoiser(components), manifest.guidance, manifest.decode_in)
 
 
 def backend_on(device: torch.device, backend: str) -> str:
@@ -133,7 +136,8 @@ def load_quantized(
         executable = quant.open_backend(
             name, folder, manifest, lambda: empty_denoiser(components), options, lambda: load_denoiser(components)
         )
-    return QuantizedDenoiser(card.name, name, kind, executable, manifest.guidance, manifest.precision)
+    says = (manifest.guidance, manifest.precision, manifest.decode_in)
+    return QuantizedDenoiser(card.name, name, kind, executable, *says)
 
 
 def open_reference(card: ProfileCard, components: Components) -> tuple[nn.Module, quant.FeatureSource | None]:

@@ -20,9 +20,11 @@ from pipelines.denoiser import Denoiser, DenoiserCall
 from pipelines.families import Subject, as_pictures, autoencoder, call_arguments
 from pipelines.guided import GuidedCalls
 from pipelines.load import Components, new_pipeline
+from pipelines.precision import decoding_in
 from pipelines.previews import preview
 from pipelines.proxy import Clock, DenoiserProxy
 from quant.guidance.plan import GuidancePlan
+from quant.recipe_parts import FloatIn
 
 Exclusive = Literal["text_encode", "vae_decode"]
 """Stages that serve one thread at a time."""
@@ -68,8 +70,16 @@ class Seams(Protocol):
 class Session:
     """One run of one pipeline, with what a guidance plan leaves out left out. Use once, on one thread."""
 
-    def __init__(self, components: Components, order: Order, seams: Seams, plan: GuidancePlan | None = None) -> None:
+    def __init__(
+        self,
+        components: Components,
+        order: Order,
+        seams: Seams,
+        plan: GuidancePlan | None = None,
+        decode_in: FloatIn = "float32",
+    ) -> None:
         self._order = order
+        self._decode_in = decode_in
         self._seams = seams
         self._clock = Clock()
         self._until_first_call = ExitStack()
@@ -144,7 +154,7 @@ class Session:
 
         @functools.wraps(decode)
         def decode_alone(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-            with self._seams.alone("vae_decode"):
+            with self._seams.alone("vae_decode"), decoding_in(self._decode_in, latents):
                 result = decode(_finite(latents, "latent"), *args, **kwargs)
             _finite(result[0], "decoded picture")
             return result
@@ -197,7 +207,7 @@ class DirectSeams:
 
 def draw(components: Components, denoiser: Denoiser, order: Order) -> Tensor:
     """The pictures or videos of an order, made on this thread: [n, 3, H, W] or [n, F, 3, H, W] float in 0..1."""
-    return Session(components, order, DirectSeams(denoiser), denoiser.guidance).draw()
+    return Session(components, order, DirectSeams(denoiser), denoiser.guidance, denoiser.decode_in).draw()
 
 
 def _predicted(result: Any) -> Tensor:

@@ -77,6 +77,7 @@ def save(
             profile=recipe.name,
             backend=recipe.backend,
             float_in=recipe.float_in,
+            decode_in=recipe.decode_in,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,

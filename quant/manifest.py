@@ -55,6 +55,7 @@ class Manifest(BaseModel):
     profile: str
     backend: str = "openvino"
     float_in: FloatIn = "float32"
+    decode_in: FloatIn = "float32"
     recipe: dict[str, Any]
     weight_bits: int
     activation_bits: int

@@ -193,6 +193,11 @@ class Recipe(BaseModel):
         description="What is not integer (attention, norms, layers that stay float) is computed in, on machines that "
         "have units for it and where no timestep is embedded on the way; elsewhere in float32.",
     )
+    decode_in: FloatIn = Field(
+        "float32",
+        repr=False,  # stages are keyed by what shows, and it changes none
+        description="The autoencoder decodes latents in, on CPUs that have units for it; elsewhere as it is loaded.",
+    )
     rotation: Rotation = Rotation()
     smoothing: Smoothing = Smoothing()
     ranges: Ranges = Ranges()

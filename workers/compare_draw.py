@@ -141,7 +141,8 @@ class Drawer:
             stages = Stages(lease, _Part(self.report, ledger))
             seams = _TimedSeams(self.task, self.tools, stages, watch)
             asked = picture_of(request, profile, prompt, seed)
-            session = Session(lease.components, order_of(asked), seams, lease.served.denoiser.guidance)
+            denoiser = lease.served.denoiser
+            session = Session(lease.components, order_of(asked), seams, denoiser.guidance, denoiser.decode_in)
             with self.tools.peaks.watch() as peak:
                 before = rss_bytes()
                 drawn = draw_watched(session, [seed])
@@ -150,7 +151,7 @@ class Drawer:
             ledger.peak_bytes = max(ledger.peak_bytes, highest)
             notices = (
                 *truncation_notices(session.pipeline, asked, self.tools.turns),
-                *guidance_notices(asked, lease.served.denoiser.guidance, session.plan_unused),
+                *guidance_notices(asked, denoiser.guidance, session.plan_unused),
             )
             return Measured(
                 drawn=drawn,

@@ -58,7 +58,7 @@ def generate(task: Task, run: Assignment, tools: Tools, report: Reporter) -> Job
         seams = JobSeams(task, lease.served, tools.hub, tools.turns, stages, request.previews)
         plan = lease.served.denoiser.guidance
         order = order_of(request)
-        session = Session(lease.components, order, seams, plan)
+        session = Session(lease.components, order, seams, plan, lease.served.denoiser.decode_in)
         made = session.draw()
         notices = (
             *request.notices,

@@ -49,7 +49,7 @@ class Ours:
         """Calibrates, quantizes and saves, at the size that serves all."""
         work = work.home or work
         recipe = self.recipe()
-        if (work.folder / quant.MANIFEST).is_file() and _recipe_of(work) == recipe.model_dump(mode="json"):
+        if (work.folder / quant.MANIFEST).is_file() and _recipe_of(work) == recipe:
             return
         started, module, calls = time.monotonic(), work.load(), work.calls()
 
@@ -83,8 +83,8 @@ class Ours:
         return quant.read_manifest((work.home or work).folder).guidance
 
 
-def _recipe_of(work: Work) -> dict[str, Any]:
-    return quant.read_manifest(work.folder).recipe
+def _recipe_of(work: Work) -> quant.Recipe:
+    return quant.Recipe.model_validate(quant.read_manifest(work.folder).recipe)
 
 
 def cache_of(work: Work) -> Path:

@@ -33,6 +33,7 @@ def save_plan(
         model=model,
         profile=recipe.name,
         backend="torch",
+        decode_in=recipe.decode_in,
         recipe=recipe.model_dump(mode="json"),
         weight_bits=FLOAT_BITS,
         activation_bits=FLOAT_BITS,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.batch import group_key, merge, repeat, run_together
 from pipelines.denoiser import DenoiserCall
+from quant.recipe_parts import FloatIn
 
 
 def call(rows: int, value: float = 1.0, **changes: Any) -> DenoiserCall:
@@ -32,6 +33,7 @@ class Doubler:
     """Doubles the sample and adds the step, per row."""
 
     name, backend, weights_bytes, fallbacks, guidance, precision = "double", "torch", 0, 0, None, None
+    decode_in: FloatIn = "float32"
 
     def run(self, call: DenoiserCall) -> Tensor:
         return call.sample * 2 + call.step.reshape(-1, 1, 1, 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.request import Priority
 from pipelines.denoiser import DenoiserCall
+from quant.recipe_parts import FloatIn
 from workers.hub import Batch, Hub, Served
 from workers.task import JobCanceledSignal, Task
 from workers.tickets import Order, Ticket
@@ -26,6 +27,7 @@ class Gate:
     """A denoiser that waits for a permit before each call, doubles samples, and chokes on poison."""
 
     name, backend, weights_bytes, fallbacks, guidance, precision = "gate", "torch", 0, 0, None, None
+    decode_in: FloatIn = "float32"
 
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)

@@ -15,6 +15,7 @@ from pipelines.denoiser import DenoiserCall
 from pipelines.load import Components, load_components
 from pipelines.tiny import save_tiny
 from quant import Grow
+from quant.recipe_parts import FloatIn
 from workers.hub import Served
 from workers.residents import REFERENCE, Arrival, Departure, Event, Growth, NoRoom, Residents, TooLarge
 from workers.task import JobCanceledSignal, Task
@@ -36,6 +37,7 @@ class Heavy:
     fallbacks: int = 0
     guidance: None = None
     precision: None = None
+    decode_in: FloatIn = "float32"
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)
