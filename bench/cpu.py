@@ -52,7 +52,8 @@ def measured(name: str, size: Size, kept: Kept, int8_peak: float) -> Found:
     about.prepare()
     gc.collect()
     reasons = {one: why for one in size.rivals if (why := rival(one).why_not()) is not None}
-    rows: list[Found] = [{"rival": one, "failed": why} for one, why in reasons.items()]
+    left_out = {one: "left out of this run" for one in FULL.rivals if one not in size.rivals}
+    rows: list[Found] = [{"rival": one, "failed": why} for one, why in (reasons | left_out).items()]
     loads: list[Any] = []
     for number, heat in enumerate(heats_of([one for one in size.rivals if one not in reasons], size.at_once)):
         cell = cell_name("cpu", name, heat, asdict(size), packages())
@@ -63,7 +64,7 @@ def measured(name: str, size: Size, kept: Kept, int8_peak: float) -> Found:
         loads.append(done["load"])
         ours = _ours(done["rows"])
         rows += [row | ours for row in done["rows"] if number == 0 or row["rival"] != ANCHOR]
-    order = {one: place for place, one in enumerate(size.rivals)}
+    order = {one: place for place, one in enumerate(FULL.rivals)}
     rows.sort(key=lambda row: order[row["rival"]])
     told: Found = {"subject": name, "macs": counted_macs(about, kept), "load": loads, "rows": rows}
     return told | {"products": products_of(about, size, kept, int8_peak) if ANCHOR in size.rivals else None}

@@ -43,6 +43,7 @@ def test_a_whole_run(root: Path, results: Path, monkeypatch: pytest.MonkeyPatch)
     assert theirs["picture_error"] < 1e-4 < plain["picture_error"] and planned["picture_error"] > 0
     assert theirs["ours"]["call_seconds"] == plain["call_seconds"]
     assert rows["sdnq-int8", False].get("failed") == rival("sdnq-int8").why_not()
+    assert rows["quanto-int8", False]["failed"] == "left out of this run"
     assert picture["macs"] > 1e6 and picture["products"]["products"] > 10
     assert layer["macs"] == 64 * 32 * 48 and layer["products"]["products"] == 1
     page = (results / "cpu.md").read_text(encoding="utf-8")
