@@ -11,6 +11,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from bench.numbers import short
 from bench.rivals import OURS
 
 
@@ -21,7 +22,7 @@ def bars(sets: Sequence[tuple[str, Mapping[str, float]]], unit: str, path: Path)
     for axis, (title, values) in zip(axes[0], sets, strict=True):
         names = list(values)
         drawn = axis.barh(names, list(values.values()), color=[_colour(name) for name in names])
-        axis.bar_label(drawn, fmt="%.3g", fontsize=7, padding=2)
+        axis.bar_label(drawn, fmt=short, fontsize=7, padding=2)
         axis.invert_yaxis()
         axis.set(title=title, xlabel=unit)
         axis.margins(x=0.15)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from bench import charts, numbers
-from bench.numbers import keep
+from bench.numbers import keep, short
 from bench.table import Found
 
 HEAD = """# Ours and rivals on CPUs: a layer, a call of a denoiser, a whole picture
@@ -178,7 +178,7 @@ def _middle(row: Found, field: str, factor: float = 1.0) -> str:
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{value * factor:.3g}"
+    return "-" if value is None else short(value * factor)
 
 
 def _ratio(row: Found, ours: Found, field: str) -> str:

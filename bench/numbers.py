@@ -30,3 +30,8 @@ def keep(name: str, found: Mapping[str, object], text: str) -> None:
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(json.dumps(found))
+
+
+def short(value: float) -> str:
+    """Three digits, or more rather than an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -133,7 +133,7 @@ def test_the_page_judges_by_the_better_of_the_rivals_variants() -> None:
         "warm": 1,
     }
     page = cpu_report.markdown({**facts, "peaks": {"int8": 8e11, "float32": 1e11}}, [one])
-    assert "| torch-fp32 | 3e+03 | 6.00x | 0 | 75 | 6.25x |" in page
+    assert "| torch-fp32 | 3000 | 6.00x | 0 | 75 | 6.25x |" in page
     assert f"| {ANCHOR} + plan | - | - | - | 8 | 0.67x |" in page
     assert "quanto-int8 is not here: not installed" in page and "800 billion operations" in page
     assert f"- A call has 100 billion multiply-adds; torch-fp32 does them at 67% of the float32 peak; {ANCHOR}" in page
