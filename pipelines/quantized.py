@@ -163,11 +163,12 @@ def _hashes(means: Means) -> quant.Hashes:
 def _verified(
     card: ProfileCard, components: Components, hashes: quant.Hashes | None = None
 ) -> tuple[Path, quant.Manifest]:
-    """The artifact, all of it read and found whole, and its manifest; `hashes` knows those of the float weights."""
+    """The artifact, found whole, and its manifest; files that `hashes` knows are not read again."""
     if card.artifact is None:
         raise UnsupportedModel(f"profile {card.name} of {card.model} has no artifact")
     manifest = quant.read_manifest(card.artifact)
-    quant.verify(card.artifact, manifest, denoiser_sha256(components.folder, components.denoiser_part, hashes))
+    model = denoiser_sha256(components.folder, components.denoiser_part, hashes)
+    quant.verify(card.artifact, manifest, model, hashes)
     return card.artifact, manifest
 
 

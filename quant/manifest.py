@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
-from quant.hashes import sha256_of
+from quant.hashes import Hashes, sha256_of
 from quant.precision import PreciseSteps
 from quant.recipe_parts import FloatIn
 from quant.report import LayerForm, LayerReport
@@ -117,14 +117,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} is no manifest: {faults}") from error
 
 
-def verify(folder: Path, manifest: Manifest, model_sha256: str | None = None) -> None:
-    """Checks every file of an artifact against its hash, and, where given, the float model it was made from.
+def verify(folder: Path, manifest: Manifest, model_sha256: str | None = None, hashes: Hashes | None = None) -> None:
+    """Checks every file of an artifact against its hash, and, where given, the float model it was made from. Files are
+    read, but for those that `hashes` knows and that have not changed since.
 
     Raises:
         ArtifactError: a file is missing or changed, or the artifact is of another model.
     """
     for name, expected in manifest.files.items():
-        if sha256_of([folder / name]) != expected:
+        if sha256_of([folder / name], hashes) != expected:
             raise ArtifactError(f"{folder / name} is not the file that the manifest names: its SHA-256 differs")
     if model_sha256 is not None and model_sha256 != manifest.model_sha256:
         raise ArtifactError(

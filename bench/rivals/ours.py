@@ -69,7 +69,7 @@ class Ours:
         home = work.home or work
         manifest = quant.read_manifest(home.folder)
         hashes = quant.Hashes(cache_of(home) / "hashes.json")
-        quant.verify(home.folder, manifest, sha256_of(home, hashes))
+        quant.verify(home.folder, manifest, sha256_of(home, hashes), hashes)
         options = quant.Options(cache_dir=cache_of(home), threads=work.threads)
         return quant.open_backend(manifest.backend, home.folder, manifest, home.empty, options)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -140,6 +142,28 @@ def test_changed_files_and_other_models_are_refused(copy: Path) -> None:
     (copy / TENSORS).unlink()
     with pytest.raises(quant.ArtifactError, match="cannot read"):
         quant.verify(copy, manifest)
+
+
+def test_files_that_are_known_are_read_once_and_changes_noticed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant.hashes.SETTLED_SECONDS", -1.0)
+    read, digest = list[str](), hashlib.file_digest
+
+    def counting(file: BinaryIO, kind: str) -> object:
+        read.append(file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr("quant.hashes.hashlib.file_digest", counting)
+    manifest, hashes = quant.read_manifest(copy), quant.Hashes(tmp_path / "hashes.json")
+    for _ in range(3):
+        quant.verify(copy, manifest, "a" * 64, hashes)
+    assert sorted(read) == sorted(str(copy / name) for name in manifest.files)
+    data = bytearray((copy / TENSORS).read_bytes())
+    data[-1] ^= 1
+    (copy / TENSORS).write_bytes(data)
+    with pytest.raises(quant.ArtifactError, match="SHA-256 differs"):
+        quant.verify(copy, manifest, "a" * 64, hashes)
 
 
 def test_tensors_must_fit_exactly(copy: Path, empty: Callable[[], nn.Module]) -> None:
