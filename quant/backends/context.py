@@ -29,15 +29,14 @@ _STILL: Final = ("text", "pooled", "constant")
 
 
 def cut(model: Any, call: Call, *, halves: bool) -> tuple[Any, Any | None]:
-    """A graph of static shapes in two: what follows the steps, and what does not, which is None where that is not worth
-    a graph. The given graph is used up.
+    """A graph of fixed shapes (`fix_shapes`) in two: what follows the steps, and what does not, which is None where that
+    is not worth a graph. The given graph is used up.
 
     Args:
         model: an `openvino.Model` for calls of that signature.
         call: tells what its arguments are.
         halves: whether the parts exchange bfloat16, as where both compute in it.
     """
-    _fix_shapes(model, call)
     still = _still_nodes(model, call)
     spent = sum(kernels.of_operation(node) for node in model.get_ops() if node.get_name() in still)
     if spent < WORTH * kernels.multiply_adds(model) or any(one.get_name() in still for one in model.get_results()):
@@ -56,11 +55,12 @@ def cut(model: Any, call: Call, *, halves: bool) -> tuple[Any, Any | None]:
     return rest, openvino.Model(answers, asked, f"{model.get_friendly_name()} of text")
 
 
-def _fix_shapes(model: Any, call: Call) -> None:
-    """Puts numbers in place of the shapes of what does not move: they would tie the rest to it."""
-    moves = _moving(model, call)
+def fix_shapes(model: Any) -> None:
+    """Puts numbers in place of shapes, where they are known: what is made of shapes alone (as PixArt's places of tokens,
+    and how it lays out its text) would else follow the values too.
+    """
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "ShapeOf" and node.get_name() not in moves:
+        if node.get_type_name() == "ShapeOf" and node.input(0).get_partial_shape().is_static:
             shape = np.array(list(node.input(0).get_shape()), node.output(0).get_element_type().to_dtype())
             node.output(0).replace(openvino.opset13.constant(shape).output(0))
     model.validate_nodes_and_infer_types()

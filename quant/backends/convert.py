@@ -136,8 +136,16 @@ def write(model: Any, path: Path) -> None:
 
 
 def computes_angles(model: Any) -> bool:
-    """Whether a graph takes sines or cosines, as embeddings of timesteps do; where tables hold them, none is computed.
+    """Whether a graph takes sines or cosines of what it is given, as embeddings of timesteps do; where tables hold them,
+    none is computed. Those of constants are taken once, in full, when a graph is compiled.
 
     In bfloat16 a timestep of 999 is 1000, and its sine another one.
     """
-    return any(node.get_type_name() in ("Sin", "Cos") for node in model.get_ops())
+    given: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = {value.get_node().get_name() for value in node.input_values()}
+        if node.get_type_name() == "Parameter" or sources & given:
+            given.add(node.get_name())
+            if node.get_type_name() in ("Sin", "Cos"):
+                return True
+    return False

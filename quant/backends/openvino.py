@@ -48,7 +48,7 @@ _Key = tuple[str, int]
 _Parts = list[tuple[Any, Any]]
 """Compiled graphs, each with what is mapped for it: what follows the steps, and, where there is such, what does not."""
 
-GRAPHS = 2
+GRAPHS = 3
 """Counts the ways in which graphs were written so far: those of other code are not taken for ours."""
 
 
@@ -221,6 +221,7 @@ class OpenVinoExecutable:
         """Compiled graphs, what follows the steps first, and where each is to be kept."""
         model = self._read(call)
         model.reshape(convert.shapes(model, call, rows))
+        context.fix_shapes(model)
         halves = self._takes_bfloat16(model)
         rest, text = context.cut(model, call, halves=halves)
         del model
