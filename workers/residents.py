@@ -277,10 +277,11 @@ class Residents:
             (model, profile), entry = min(idle, key=lambda item: item[1].used)
             del self._entries[model, profile]
             log.info("evicted %s/%s: %d bytes", model, profile or "shared parts", entry.weights_bytes)
+            if profile is not None:
+                entry.thing.close()
+                self._tell(Departure(model, profile, "memory_budget"))
             del entry, idle
             gc.collect()  # modules are full of cycles; their memory is wanted now
-            if profile is not None:
-                self._tell(Departure(model, profile, "memory_budget"))
 
     def _idle(self, references_only: bool) -> list[tuple[_Key, _Entry]]:
         """What nobody uses; a model's shared parts only once none of its profiles is left."""

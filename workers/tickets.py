@@ -39,6 +39,11 @@ class Served:
     profile: str
     denoiser: Denoiser
 
+    def close(self) -> None:
+        """Lets go of its weights, whoever still knows it, where it can; it must not be called any more."""
+        if close := getattr(self.denoiser, "close", None):
+            close()
+
 
 @dataclass(eq=False)
 class Ticket:

@@ -29,7 +29,7 @@ _STILL: Final = ("text", "pooled", "constant")
 
 
 def cut(model: Any, call: Call, *, halves: bool) -> tuple[Any, Any | None]:
-    """A graph of fixed shapes (`fix_shapes`) in two: what follows the steps, and what does not, which is None where that
+    """A graph of fixed shapes (`fix_shapes`) in two: what follows the steps, and what does not, which is None where it
     is not worth a graph. The given graph is used up.
 
     Args:
@@ -56,8 +56,8 @@ def cut(model: Any, call: Call, *, halves: bool) -> tuple[Any, Any | None]:
 
 
 def fix_shapes(model: Any) -> None:
-    """Puts numbers in place of shapes, where they are known: what is made of shapes alone (as PixArt's places of tokens,
-    and how it lays out its text) would else follow the values too.
+    """Puts numbers in place of shapes, where they are known: what is made of shapes alone (PixArt's places of tokens,
+    how it lays out its text) would else follow the values too.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ShapeOf" and node.input(0).get_partial_shape().is_static:

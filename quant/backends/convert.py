@@ -136,8 +136,8 @@ def write(model: Any, path: Path) -> None:
 
 
 def computes_angles(model: Any) -> bool:
-    """Whether a graph takes sines or cosines of what it is given, as embeddings of timesteps do; where tables hold them,
-    none is computed. Those of constants are taken once, in full, when a graph is compiled.
+    """Whether a graph takes sines or cosines of what it is given, as embeddings of timesteps do; where tables hold
+    them, none is computed. Those of constants are taken once, in full, when a graph is compiled.
 
     In bfloat16 a timestep of 999 is 1000, and its sine another one.
     """

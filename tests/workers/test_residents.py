@@ -38,6 +38,10 @@ class Heavy:
     guidance: None = None
     precision: None = None
     decode_in: FloatIn = "float32"
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def run(self, call: DenoiserCall) -> Tensor:
         return torch.zeros_like(call.sample)
@@ -131,6 +135,13 @@ def test_background_work_has_nothing_evicted_but_what_was_opened_to_be_looked_at
     with pytest.raises(NoRoom), bench.residents.lease("a", "w6a8", behind):
         pass
     assert len(bench.gone) == 2
+
+
+def test_what_goes_lets_go_of_its_weights_whoever_still_knows_it(bench: Bench) -> None:
+    bench.use("a/float", "a/w8a8", "a/w4a8", "a/x")
+    assert {name: heavy.closed for name, heavy in bench.loader.heavy.items()} == {
+        "a/float": True, "a/w8a8": False, "a/w4a8": False, "a/x": False
+    }  # fmt: skip
 
 
 def test_a_busy_one_never_goes_and_the_next_waits_for_it(bench: Bench) -> None:

@@ -173,6 +173,24 @@ def test_a_graph_of_text_alone_is_left_whole() -> None:
     assert context.cut(graph(Echo().eval(), call), call, halves=False)[1] is None
 
 
+class Places(nn.Module):
+    """Adds sines of places to a sample, or of what the sample holds."""
+
+    def __init__(self, *, of_values: bool) -> None:
+        super().__init__()
+        self.of_values = of_values
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        places = sample if self.of_values else torch.arange(sample.shape[-1], dtype=torch.float32)
+        return (sample + torch.sin(places * 0.1),)
+
+
+@pytest.mark.parametrize("of_values", [False, True])
+def test_sines_of_places_are_no_embedding_of_time(of_values: bool) -> None:
+    call = Call({"sample": torch.randn(2, 8)}, quant.StepClock.unknown(2))
+    assert convert.computes_angles(graph(Places(of_values=of_values).eval(), call)) == of_values
+
+
 def empty_wan() -> nn.Module:
     """Without weights, but with the angles that are no weights."""
     with init_empty_weights(include_buffers=False):
