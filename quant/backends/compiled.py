@@ -20,7 +20,7 @@ import numpy as np
 
 from quant.backends import disk, runtime
 
-SWEPT_EVERY: Final = 0.02
+SWEPT_EVERY: Final = 0.05
 """Seconds."""
 
 _log = logging.getLogger(__name__)
