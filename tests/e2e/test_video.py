@@ -134,7 +134,7 @@ def test_previews_come_as_a_few_frames(http: httpx.Client) -> None:
     job = http.post("/v1/jobs", json={"kind": "video", "prompt": "a box", "model": "wan", "previews": 1}).json()
     with http.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
         lines = [line for line in events.iter_lines() if line.startswith("data:")]
-    previews = [json.loads(line[5:]) for line in lines if "b64" in line]
+    previews = [told for told in (json.loads(line[5:]) for line in lines) if "b64" in told]
     assert len(previews) == 1
     strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(previews[0]["b64"]))))
     assert strip.shape[:2] == (48, 3 * 64)
