@@ -26,6 +26,7 @@ class Manifest(BaseModel):
     backend: Literal["openvino", "reference", "torch"]
     float_in: Literal["float32", "bfloat16"] = "float32"
     decode_in: Literal["float32", "bfloat16"] = "float32"
+    upsampling: Literal["direct", "polyphase"] = "direct"
     recipe: dict[str, Any]
     weight_bits: int = Field(ge=1, le=32)
     activation_bits: int = Field(ge=1, le=32)

@@ -78,6 +78,7 @@ def save(
             backend=recipe.backend,
             float_in=recipe.float_in,
             decode_in=recipe.decode_in,
+            upsampling=recipe.upsampling,
             recipe=recipe.model_dump(mode="json"),
             weight_bits=recipe.weights.bits,
             activation_bits=recipe.activations.bits,

@@ -15,7 +15,7 @@ from quant.errors import ArtifactError
 from quant.guidance.plan import GuidancePlan
 from quant.hashes import Hashes, sha256_of
 from quant.precision import PreciseSteps
-from quant.recipe_parts import FloatIn
+from quant.recipe_parts import FloatIn, Upsampling
 from quant.report import LayerForm, LayerReport
 from quant.rotation.report import RotationReport, TransformForm
 from quant.temporal.features import TemporalPlan
@@ -56,6 +56,7 @@ class Manifest(BaseModel):
     backend: str = "openvino"
     float_in: FloatIn = "float32"
     decode_in: FloatIn = "float32"
+    upsampling: Upsampling = "direct"
     recipe: dict[str, Any]
     weight_bits: int
     activation_bits: int

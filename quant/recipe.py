@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quant.errors import RecipeError
 from quant.recipe_checks import contradictions
-from quant.recipe_parts import FloatIn, Guidance, Precision, Ranges, Rotation, Rounding, Smoothing
+from quant.recipe_parts import FloatIn, Guidance, Precision, Ranges, Rotation, Rounding, Smoothing, Upsampling
 
 FORMAT: Final = 1
 """Version of the recipe file's shape."""
@@ -195,14 +195,15 @@ class Recipe(BaseModel):
     )
     decode_in: FloatIn = Field(
         "float32",
-        repr=False,  # stages are keyed by what shows, and it changes none
+        repr=False,  # stages are keyed by what shows; it changes none, nor do other such fields
         description="The autoencoder decodes latents in, on CPUs that have units for it; elsewhere as it is loaded.",
     )
+    upsampling: Upsampling = Field("direct", repr=False, description="How doubled pictures are convolved.")
     rotation: Rotation = Rotation()
     smoothing: Smoothing = Smoothing()
     ranges: Ranges = Ranges()
     guidance: Guidance = Guidance()
-    precision: Precision = Field(Precision(), repr=False)  # stages are keyed by what shows, and it changes none
+    precision: Precision = Field(Precision(), repr=False)
     sensitive: Sensitive = Sensitive()
     rules: tuple[Rule, ...] = ()
 

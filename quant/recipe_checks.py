@@ -33,6 +33,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _of_precision(recipe)
     if recipe.float_in != "float32" and recipe.backend != "openvino":
         yield f"float_in: the {recipe.backend} backend, which runs such recipes, computes in float32"
+    if recipe.upsampling != "direct" and recipe.backend != "openvino":
+        yield f"upsampling: the {recipe.backend} backend, which runs such recipes, computes it directly"
     if recipe.scope != "all" and (recipe.rotation.method, recipe.smoothing.method) != ("none", "none"):
         yield f'scope "{recipe.scope}" leaves float what could be rotated or smoothed'
 

@@ -15,6 +15,11 @@ SPAN: Final = 1000
 FloatIn = Literal["float32", "bfloat16"]
 """Number formats that float operations may be computed in; weights are stored as they are either way."""
 
+Upsampling = Literal["direct", "polyphase"]
+"""How a convolution of a picture that nearest neighbours doubled is computed: as it is told, or at the size before, as
+four of 2x2, whose weights are sums of the nine (16 products in place of 36). Sums of 8-bit weights are rounded again.
+"""
+
 
 class Rounding(BaseModel):
     """How weights are rounded to integers: to the nearest, or by AdaRound (Nagel et al., ICML 2020) of blocks.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.backends import compiled, context, convert, disk, kernels, rotary, runtime
+from quant.backends import compiled, context, convert, disk, fitting, kernels, rotary, runtime
 from quant.backends.call import Call, run_in_parts
 from quant.backends.context import Context
 from quant.backends.moment import forget_steps
@@ -48,7 +48,7 @@ _Key = tuple[str, int]
 _Parts = list[tuple[Any, Any]]
 """Compiled graphs, each with what is mapped for it: what follows the steps, and, where there is such, what does not."""
 
-GRAPHS = 3
+GRAPHS = 4
 """Counts the ways in which graphs were written so far: those of other code are not taken for ours."""
 
 
@@ -99,7 +99,7 @@ class OpenVinoExecutable:
         self._cache, self._cache_bytes = cache_dir / "openvino", cache_bytes
         self._folder = self._cache / hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._properties = runtime.properties(threads)
-        self._float_in = manifest.float_in
+        self._float_in, self._by_phases = manifest.float_in, manifest.upsampling == "polyphase"
         self._room = max(MIN_COMPILED, min(MAX_COMPILED, COPIES_BYTES // max(1, self._bytes)))
         self._ready: OrderedDict[_Key, Future[_Compiled]] = OrderedDict()
         self._grow, self._growing = grow, threading.Lock()
@@ -125,8 +125,7 @@ class OpenVinoExecutable:
         """Share of the multiply-adds of a call that run in int8 kernels, 0..1, by the compiled graph."""
         call = call.take(call.parts(BUCKETS[-1])[0])
         compiled = self._compiled(call)
-        model = self._read(call)
-        model.reshape(convert.shapes(model, call, compiled.rows))
+        model = self._fitted(call, compiled.rows)
         parts = [compiled.model, compiled.context.model] if compiled.context else [compiled.model]
         return sum(map(kernels.int8_multiply_adds, parts)) / kernels.multiply_adds(model)
 
@@ -219,9 +218,7 @@ class OpenVinoExecutable:
 
     def _compile_anew(self, call: Call, rows: int) -> list[tuple[Any, Path]]:
         """Compiled graphs, what follows the steps first, and where each is to be kept."""
-        model = self._read(call)
-        model.reshape(convert.shapes(model, call, rows))
-        context.fix_shapes(model)
+        model = self._fitted(call, rows)
         halves = self._takes_bfloat16(model)
         rest, text = context.cut(model, call, halves=halves)
         del model
@@ -254,15 +251,17 @@ class OpenVinoExecutable:
             _log.warning("the artifact asks for bfloat16 beside integers; computing in float32: %s", why)
         return not why
 
-    def _read(self, call: Call) -> Any:
-        """The traced graph for calls of this signature."""
+    def _fitted(self, call: Call, rows: int) -> Any:
+        """The traced graph for calls of this signature, for that many rows."""
         path = self._graph(call)
         try:
-            return runtime.core().read_model(path)
+            model = runtime.core().read_model(path)
         except RuntimeError:
             if path.is_file():
                 raise
-        return runtime.core().read_model(self._graph(call))  # another process removed it, to keep the cache's bound
+            model = runtime.core().read_model(self._graph(call))  # another process removed it, to keep the bound
+        fitting.fit(model, call, rows, by_phases=self._by_phases)
+        return model
 
     def _graph(self, call: Call) -> Path:
         """The traced graph on disk for calls of this signature; traced now if it is not there yet."""
