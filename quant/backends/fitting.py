@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.backends import context, convert, parted, polyphase
+from quant.backends import context, convert, padding, parted, polyphase
 from quant.backends.call import Call
 
 
@@ -22,3 +22,4 @@ def fit(model: Any, call: Call, rows: int, *, by_phases: bool) -> None:
     parted.rewrite(model)
     if by_phases:
         polyphase.rewrite(model)
+    padding.rewrite(model)
