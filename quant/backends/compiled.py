@@ -36,11 +36,20 @@ def write(compiled: Any, path: Path) -> bool:
                 file.write(compiled.export_model().getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
+                _forget(file.fileno())
             fresh.replace(path)
     except OSError as error:
         _log.warning("compiled code is not kept: %s: %s", path, error.strerror)
         return False
     return True
+
+
+def _forget(descriptor: int) -> None:
+    """Has the system drop what it keeps of a file that was written: in pieces of 2 MB, each of which whoever maps the
+    file is charged with whole for a scale of four bytes. What is read back comes in small ones.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read(path: Path, properties: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
