@@ -90,6 +90,8 @@ SMOOTH = '[smoothing]\nmethod = "fixed"\n'
         ('scope = "temporal"\n' + SMOOTH, 'scope "temporal" leaves float what could be rotated'),
         ('float_in = "bfloat16"\n' + EACH + SMOOTH, "float_in: the reference backend"),
         ('float_in = "bfloat16"\nscope = "none"', "float_in: the torch backend"),
+        ('upsampling = "polyphase"\n' + EACH + SMOOTH, "upsampling: the reference backend"),
+        ('upsampling = "polyphase"\nscope = "none"', "upsampling: the torch backend"),
     ],
 )
 def test_what_contradicts_itself_is_refused(text: str, fault: str) -> None:
