@@ -1,4 +1,4 @@
-"""What rewriting asks of nodes of an OpenVINO graph of fixed shapes. Must not know what is rewritten, nor models."""
+"""What rewriting asks of nodes of an OpenVINO graph. Must not know what is rewritten, nor models."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ class Weight(NamedTuple):
         return ops.multiply(ops.convert(ops.constant(self.integers), "f32"), ops.constant(self.scales)).output(0)
 
 
+def shape_of(value: Any) -> list[int]:
+    """Lengths of a value's dimensions, -1 for those that are known only when it runs; empty where not even their number
+    is.
+    """
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return []
+    return [length.get_length() if length.is_static else -1 for length in shape]
+
+
 def weight_of(convolution: Any) -> Weight | None:
     """A convolution's weight of integers with a scale for each output; None if it is something else."""
     product = convolution.input_value(1).get_node()
@@ -53,7 +63,7 @@ def factor_of_rows(product: Any, other: Any) -> Any | None:
     if product is None or product.get_type_name() != "Multiply":
         return None
     factors = [value for value in product.input_values() if value.get_node() != other]
-    return factors[0] if len(factors) == 1 and list(factors[0].get_shape())[1:] == [1, 1, 1] else None
+    return factors[0] if len(factors) == 1 and shape_of(factors[0])[1:] == [1, 1, 1] else None
 
 
 def number(value: Any) -> float | None:

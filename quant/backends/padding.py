@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.backends.nodes import Weight, factor_of_rows, number, only_reader, weight_of
+from quant.backends.nodes import Weight, factor_of_rows, number, only_reader, shape_of, weight_of
 from quant.backends.runtime import openvino
 
 WORTH: Final = 0.97
@@ -103,7 +103,7 @@ def convolved(x: Any, zero: float, weight: Weight, geometry: Geometry) -> tuple[
     ops, numbers = openvino.opset13, weight.numbers
     sums = ops.convolution(x, weight.constant(), *geometry)
     whole = numbers.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
-    sides = zip((0, 1), list(x.get_shape())[2:], numbers.shape[2:], strict=True)
+    sides = zip((0, 1), shape_of(x)[2:], numbers.shape[2:], strict=True)
     rows, columns = (geometry.met(side, size, taps) for side, size, taps in sides)
     met = np.einsum("oij,iy,jx->oyx", numbers.sum(axis=1), rows, columns)[None]
     exact = ops.add(sums, ops.constant(np.float32(-zero) * whole))  # kernels take it for a bias
@@ -134,6 +134,8 @@ def _matched(convolution: Any) -> _Padded | None:
 
 def _is_worth(convolution: Any) -> bool:
     geometry = Geometry.of(convolution)
-    sizes, taps = (list(convolution.input(port).get_shape())[2:] for port in (0, 1))
+    sizes, taps = (shape_of(convolution.input_value(port))[2:] for port in (0, 1))
+    if len(sizes) != 2 or min(sizes) < 1:
+        return False
     shares = [geometry.met(side, sizes[side], taps[side]).mean() for side in (0, 1)]
     return bool(shares[0] * shares[1] <= WORTH)

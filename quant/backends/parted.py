@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from quant.backends.nodes import number, only_reader, shape_of
 from quant.backends.runtime import openvino
 
 WORTH: Final = 1 << 16
@@ -52,17 +53,19 @@ def rewrite(model: Any) -> int:
 
 def _is_worth(split: Any) -> bool:
     """Whether it cuts enough numbers along the last axis."""
-    value, axis = split.input_value(0), split.input_value(1).get_node()
-    if axis.get_type_name() != "Constant" or value.get_partial_shape().is_dynamic:
+    value, axis = split.input_value(0), split.input_value(1)
+    shape = shape_of(value)
+    if number(axis) not in (-1, len(shape) - 1) or min(shape, default=-1) < 0:
         return False
-    shape = list(value.get_shape())
-    return int(axis.get_data().item()) in (-1, len(shape) - 1) and math.prod(shape[1:]) >= WORTH
+    return math.prod(shape[1:]) >= WORTH
 
 
 def _parts(split: Any) -> Iterator[_Part]:
-    begin, width = 0, list(split.input_value(0).get_shape())[-1]
+    begin, width = 0, shape_of(split.input_value(0))[-1]
     for output in split.outputs():
-        length = list(output.get_shape())[-1]
+        length = shape_of(output)[-1]
+        if length < 0:
+            raise _Whole
         yield _Part(begin, begin + length, width)
         begin += length
 
@@ -73,9 +76,9 @@ def _columns(value: Any, part: _Part) -> Any:
     kind = node.get_type_name()
     if kind == "Constant":
         return _sliced(node, part, -1)
-    if (list(value.get_shape()) or [1])[-1] == 1:
+    if (shape_of(value) or [1])[-1] == 1:
         return value
-    if len(value.get_target_inputs()) != 1 or kind not in (*_ELEMENTWISE, "MatMul"):
+    if only_reader(node) is None or kind not in (*_ELEMENTWISE, "MatMul"):
         raise _Whole
     one, other = node.input_values()
     if kind == "MatMul":
@@ -94,7 +97,7 @@ def _rows(weight: Any, part: _Part) -> Any:
         return _sliced(node, part, 0)
     if kind == "Convert":
         return openvino.opset13.convert(_rows(node.input_value(0), part), weight.get_element_type()).output(0)
-    if kind in _ELEMENTWISE and len(weight.get_shape()) == 2:
+    if kind in _ELEMENTWISE and len(shape_of(weight)) == 2:
         return _again(node, *(_rows(one, part) for one in node.input_values()))
     raise _Whole
 
@@ -108,7 +111,7 @@ def _again(node: Any, one: Any, other: Any) -> Any:
 def _sliced(constant: Any, part: _Part, axis: int) -> Any:
     """A constant's part along an axis; the constant where it has one number there, for all."""
     output = constant.output(0)
-    shape = list(output.get_shape())
+    shape = shape_of(output)
     if not shape or shape[axis] == 1:
         return output
     if shape[axis] != part.width:

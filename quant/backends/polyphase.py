@@ -8,19 +8,20 @@ rounded again, for each of the four with scales of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.backends import kernels, padding
-from quant.backends.nodes import Weight, factor_of_rows, number, only_reader, weight_of
+from quant.backends.nodes import Weight, factor_of_rows, number, only_reader, shape_of, weight_of
 from quant.backends.runtime import openvino
 
 WORTH: Final = 1 << 25
 """Multiply-adds of a row from which on it is done: for fewer, four kernels start slower than they save."""
 
-_TAPS: Final = ((((0,), (1, 2))), (((0, 1), (2,))))
+_TAPS: Final = (((0,), (1, 2)), ((0, 1), (2,)))
 """For even and odd places along one side: which of three weights meet each of the two pixels before."""
 
 _PHASES: Final = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -62,32 +63,38 @@ def rewrite(model: Any) -> int:
 
 
 def _rewrite(doubled: _Doubled) -> None:
-    ops, x = openvino.opset13, doubled.x
+    x = doubled.x
     if doubled.inverse is not None:
-        x = ops.multiply(x, doubled.inverse).output(0)
+        x = openvino.opset13.multiply(x, doubled.inverse).output(0)
     product = only_reader(doubled.convolution)
     now = factor_of_rows(product, doubled.convolution)
-    weights = [folded(doubled.weight, *phase) for phase in _PHASES]
-    if product is None or now is None or not padding.has_zero_point(doubled.rounded):
-        told = doubled.rounded.get_attributes()
-        ends = doubled.rounded.input_values()[1:]
-        rounded = ops.fake_quantize(x, *ends, told["levels"], told["auto_broadcast"])
-        sums = [
-            ops.convolution(rounded, one.constant(), *_geometry(*phase))
-            for one, phase in zip(weights, _PHASES, strict=True)
-        ]
-        doubled.convolution.output(0).replace(_together(sums))
-        return
+    if product is not None and now is not None and padding.has_zero_point(doubled.rounded):
+        product.output(0).replace(_from_least(doubled, x, now))
+    else:
+        doubled.convolution.output(0).replace(_plainly(doubled, x))
+
+
+def _plainly(doubled: _Doubled, x: Any) -> Any:
+    """The convolution's output."""
+    ops, told = openvino.opset13, doubled.rounded.get_attributes()
+    ends = doubled.rounded.input_values()[1:]
+    rounded = ops.fake_quantize(x, *ends, told["levels"], told["auto_broadcast"])
+    return _together([ops.convolution(rounded, part.constant(), *geometry) for part, geometry in _parts(doubled)])
+
+
+def _from_least(doubled: _Doubled, x: Any, now: Any) -> Any:
+    """The convolution's output times each row's scale, its integers without a zero point."""
     counted, zero = padding.counted_from_least(doubled.rounded, x)
-    parts = [
-        padding.convolved(counted, zero, one, _geometry(*phase)) for one, phase in zip(weights, _PHASES, strict=True)
-    ]
+    parts = [padding.convolved(counted, zero, part, geometry) for part, geometry in _parts(doubled)]
     border = _interleaved([border for _, border in parts])
-    product.output(0).replace(padding.scaled(_together([sums for sums, _ in parts]), border, now))
+    return padding.scaled(_together([sums for sums, _ in parts]), border, now)
 
 
-def _geometry(row: int, column: int) -> padding.Geometry:
-    return padding.Geometry([1, 1], [1 - row, 1 - column], [row, column], [1, 1])
+def _parts(doubled: _Doubled) -> Iterator[tuple[Weight, padding.Geometry]]:
+    """Weights of 2x2, and how each moves over the picture before."""
+    for row, column in _PHASES:
+        geometry = padding.Geometry([1, 1], [1 - row, 1 - column], [row, column], [1, 1])
+        yield folded(doubled.weight, row, column), geometry
 
 
 def _together(phases: list[Any]) -> Any:
@@ -138,17 +145,17 @@ def _matched(interpolate: Any) -> _Doubled | None:
 
 def _doubles(node: Any) -> bool:
     """Whether it doubles height and width by nearest neighbours."""
-    told, before, after = node.get_attributes(), list(node.input(0).get_shape()), list(node.output(0).get_shape())
+    told, before, after = node.get_attributes(), shape_of(node.input_value(0)), shape_of(node.output(0))
     nearest = (told["mode"], told["coordinate_transformation_mode"], told["nearest_mode"])
     if nearest != ("nearest", "asymmetric", "floor") or any(told["pads_begin"]) or any(told["pads_end"]):
         return False
-    return len(before) == 4 and after == [*before[:2], 2 * before[2], 2 * before[3]]
+    return len(before) == 4 and min(before) > 0 and after == [*before[:2], 2 * before[2], 2 * before[3]]
 
 
 def _keeps_size(node: Any) -> bool:
     """Whether it is a convolution of 3x3 with a padding of 1, and large enough to be worth it."""
-    if node.get_type_name() != "Convolution" or list(node.input(1).get_shape())[2:] != [3, 3]:
+    if node.get_type_name() != "Convolution" or shape_of(node.input_value(1))[2:] != [3, 3]:
         return False
-    rows = next(iter(node.output(0).get_shape()))
+    rows = shape_of(node.output(0))[0]
     kept = padding.Geometry.of(node) == padding.Geometry([1, 1], [1, 1], [1, 1], [1, 1])
-    return kept and kernels.of_operation(node) >= WORTH * rows
+    return kept and rows > 0 and kernels.of_operation(node) >= WORTH * rows
