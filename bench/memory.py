@@ -8,6 +8,7 @@ encoder, denoiser, all steps, and autoencoder. Rows are kept under build/bench/.
 from __future__ import annotations
 
 import gc
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -27,13 +28,17 @@ FULL: Final = Size(subjects=("sd15@32", "pixart@32"))
 QUICK: Final = Size(subjects=("small-unet@8",), rivals=("torch-fp32", ANCHOR))
 AIMS: Final = {"float32": 0.5, "nncf": 0.85, "w8": 0.27, "w4": 0.16, "load": 5.0}
 
+LOADS: Final = 3
+"""Of each rival: a single one says as much of the storage as of the rival."""
+
 HEAD = """# Memory, disk and loading: ours and rivals
 
 Made by `python -m bench memory` on {processor}, {dates}, {threads} threads. Versions: {versions}. Each row is a fresh
 process that loads a model of public size with random weights and draws one picture of 25 steps; text encoder and
 autoencoder are small. "Before": resident after imports, text encoder and autoencoder. "Load": from opening to ready,
-code compiled before read from the cache: opening, plus the first call less a later one. "Read": what the process had
-fetched from storage. Disk: the denoiser's files that it reads.
+code compiled before read from the cache: opening, plus the first call less a later one; the median of {loads}, all
+rivals in turn, each in a fresh process. "Read": what the process that draws had fetched from storage. Disk: the
+denoiser's files that it reads.
 """
 
 ROWS: Final = {
@@ -73,7 +78,7 @@ def measured(name: str, size: Size, kept: Kept) -> Found:
         raise ValueError(f"{name} is a layer: it draws no pictures; name a model with a size, such as sd15@32")
     about.prepare()
     gc.collect()
-    rows = []
+    rows: list[Found] = []
     for one in size.rivals:
         why = rival(one).why_not()
         if why is not None:
@@ -86,6 +91,9 @@ def measured(name: str, size: Size, kept: Kept) -> Found:
                 row = {"rival": one, "planned": planned, **_row(one, about, size, kept, planned=planned)}
                 kept.write(cell, row)
             rows.append(row)
+    ready = [row["rival"] for row in rows if "failed" not in row and not row.get("planned")]
+    loads = _loads(ready, about, size, kept)
+    rows = [row | {"load_seconds": loads[row["rival"]]} if row["rival"] in loads else row for row in rows]
     return {"subject": name, "rows": rows}
 
 
@@ -100,14 +108,33 @@ def _row(one: str, about: Picture, size: Size, kept: Kept, *, planned: bool) -> 
         with Process(one, about.name, size.root, size.cores) as process:
             process.ask("forget")
             opened = process.ask("open")
-            first, later = (process.ask("run", call=0)["seconds"] for _ in range(2))
             drawn = process.ask("draw", planned=planned)
             weighed = process.ask("weigh")
     except RivalFailed as error:
         return {"failed": str(error)}
-    load = opened["seconds"] + max(0.0, first - later)
-    seconds = {"load_seconds": load, "open_seconds": opened["seconds"], "picture_seconds": drawn["seconds"]}
-    return {**weighed, **seconds, "rss_before": opened["rss_before"]}
+    return {**weighed, "picture_seconds": drawn["seconds"], "rss_before": opened["rss_before"]}
+
+
+def _loads(rivals: Sequence[str], about: Picture, size: Size, kept: Kept) -> dict[str, float]:
+    """Seconds of a cold load of each rival, whose compile cache is full: the median of several, all rivals in turn."""
+    told = {"rounds": LOADS, "threads": size.cores}
+    cell = cell_name("loads", about.name, rivals, told, packages())
+    found = kept.read(cell)
+    if found is None:
+        found = {one: list[float]() for one in rivals}
+        for _ in range(LOADS):
+            for one in rivals:
+                found[one].append(_load(one, about, size))
+        kept.write(cell, found)
+    return {one: statistics.median(seconds) for one, seconds in found.items()}
+
+
+def _load(one: str, about: Picture, size: Size) -> float:
+    with Process(one, about.name, size.root, size.cores) as process:
+        process.ask("forget")
+        opened = process.ask("open")["seconds"]
+        first, later = (process.ask("run", call=0)["seconds"] for _ in range(2))
+    return float(opened + max(0.0, first - later))
 
 
 def name_of(row: Found) -> str:
@@ -120,7 +147,7 @@ def markdown(facts: Found, found: Sequence[Found]) -> str:
     machine, versions = facts["machine"], ", ".join(f"{name} {one}" for name, one in facts["packages"].items())
     dates = ", ".join(sorted({one["date"] for one in found}))
     told = {"processor": machine["processor"], "dates": dates, "threads": facts["threads"]}
-    parts = [HEAD.format(**told, versions=versions)]
+    parts = [HEAD.format(**told, versions=versions, loads=LOADS)]
     for one in found:
         titles = ["rival", *(title for title, _ in ROWS.values()), "peak, of float32's", "disk, of float32's"]
         parts += ["", f"## {one['subject']}", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]

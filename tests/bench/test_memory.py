@@ -23,7 +23,7 @@ def test_a_whole_run(root: Path, results: Path) -> None:
     assert {"torch-fp32", ANCHOR, f"{ANCHOR} + plan"} <= set(rows)
     for row in rows.values():
         assert row["peak"] >= row["rss_before"] > 1e7 and row["disk"] > 1e5
-        assert row["load_seconds"] >= row["open_seconds"] > 0 and row["picture_seconds"] > 0
+        assert row["load_seconds"] > 0 and row["picture_seconds"] > 0
     assert rows[ANCHOR]["disk"] < 0.6 * rows["torch-fp32"]["disk"]
     page = (results / "memory.md").read_text(encoding="utf-8")
     assert f"| {ANCHOR} + plan |" in page and "sdnq-int8" in page
