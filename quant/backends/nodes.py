@@ -11,10 +11,17 @@ from quant.backends.runtime import openvino
 
 
 class Weight(NamedTuple):
-    """A convolution's weight of integers: [out, in, kh, kw] int8, and scales [out, 1, 1, 1] float32."""
+    """A convolution's weight of integers.
+
+    Attributes:
+        integers: [out, in, kh, kw] int8.
+        scales: [out, 1, 1, 1] float32.
+        held: where a graph holds it already; None where none does.
+    """
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
+    held: Any = None
 
     @property
     def numbers(self) -> NDArray[np.float32]:
@@ -22,8 +29,10 @@ class Weight(NamedTuple):
         return self.integers.astype(np.float32) * self.scales
 
     def constant(self) -> Any:
-        """As a graph holds it, and int8 kernels know it."""
+        """As a graph holds it, and int8 kernels know it; not a second time where it does."""
         ops = openvino.opset13
+        if self.held is not None:
+            return self.held
         return ops.multiply(ops.convert(ops.constant(self.integers), "f32"), ops.constant(self.scales)).output(0)
 
 
@@ -49,7 +58,7 @@ def weight_of(convolution: Any) -> Weight | None:
     if integers.get_type_name() != "Constant" or integers.get_element_type() != openvino.Type.i8:
         return None
     numbers = scales.get_data()
-    return Weight(integers.get_data(), numbers) if numbers.shape[1:] == (1, 1, 1) else None
+    return Weight(integers.get_data(), numbers, convolution.input_value(1)) if numbers.shape[1:] == (1, 1, 1) else None
 
 
 def only_reader(node: Any) -> Any | None:
