@@ -41,7 +41,7 @@ def rewrite(model: Any) -> int:
         if node.get_type_name() in ("Split", "VariadicSplit") and _is_worth(node):
             try:
                 parts = [_columns(node.input_value(0), part) for part in _parts(node)]
-            except _Whole:
+            except _Whole:  # nothing was changed: it stays one product, which computes the same
                 continue
             for output, part in zip(node.outputs(), parts, strict=True):
                 output.replace(part)

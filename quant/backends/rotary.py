@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from quant.backends.nodes import number
 from quant.backends.runtime import openvino
 
 BLOCK: Final = 16
@@ -91,13 +92,13 @@ def _assigned(scatter: Any, begin: int, whole: Any) -> Any:
     places = _through(scatter.input_value(1), "Reshape").get_node()
     if places.get_type_name() != "Slice" or _shape(places.input_value(0)) != _shape(whole):
         return None
-    start, stop, step, axis = (_number(value) for value in places.input_values()[1:5])
+    start, stop, step, axis = (number(value) for value in places.input_values()[1:5])
     width = _width(whole)
     counted = _through(places.input_value(0), "Reshape").get_node()
     ends_last = stop is not None and width is not None and stop >= width and axis in (-1, len(_shape(whole)) - 1)
     if (start, step) != (begin, 2) or not ends_last or counted.get_type_name() != "Range":
         return None
-    if (_number(counted.input_value(0)), _number(counted.input_value(2))) != (0, 1):
+    if (number(counted.input_value(0)), number(counted.input_value(2))) != (0, 1):
         return None
     return _through(scatter.input_value(2), "Reshape", "Broadcast")
 
@@ -127,7 +128,7 @@ def _pairs(first: Any, second: Any) -> Any:
     pairs = split.input_value(0)
     if _width(pairs) != 2 or pairs.get_node().get_type_name() != "Reshape":
         return None
-    x, axis, rank = pairs.get_node().input_value(0), _number(split.input_value(1)), len(_shape(pairs))
+    x, axis, rank = pairs.get_node().input_value(0), number(split.input_value(1)), len(_shape(pairs))
     if axis not in (-1, rank - 1) or _width(x) is None or len(_shape(x)) != rank - 1:
         return None
     # of as many numbers the last dimension alone was cut in pairs, where those before it stayed
@@ -139,14 +140,6 @@ def _through(value: Any, *kinds: str) -> Any:
     while value.get_node().get_type_name() in kinds:
         value = value.get_node().input_value(0)
     return value
-
-
-def _number(value: Any) -> int | None:
-    """A constant of one whole number; None for anything else."""
-    node = value.get_node()
-    if node.get_type_name() != "Constant" or node.get_data().size != 1:
-        return None
-    return int(node.get_data().flatten()[0])
 
 
 def _width(value: Any) -> int | None:
